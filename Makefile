@@ -1,0 +1,56 @@
+# Two commands on a fresh machine with Python 3.11 or later: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+CLIENTS := tests/node/node_modules/.ready
+JOBS ?= auto
+
+.PHONY: help setup demo run test check format bench clean lock
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY)  ## virtual environment with the locked dependencies
+
+$(READY): requirements/test.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/test.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# The TypeScript SDK and Claude Code are clients in the suite where Node.js is there.
+$(CLIENTS): tests/node/package-lock.json
+	@if command -v npm >/dev/null; then cd tests/node && npm ci --no-fund --no-audit --loglevel=error && touch node_modules/.ready; \
+	else echo "npm is not there: the tests with the TypeScript SDK and Claude Code will be skipped"; fi
+
+demo: $(READY)  ## simulator, router and a varied workload, with the routes, costs and savings of each request
+	@$(BIN)/router demo
+
+run: $(READY)  ## serve for real: policies/, upstream https://api.anthropic.com, your own key passed on
+	@$(BIN)/router serve
+
+test: $(READY) $(CLIENTS)  ## the whole test suite
+	$(BIN)/python -m pytest -n $(JOBS)
+
+check: $(READY) $(CLIENTS)  ## what CI runs: format, lint, strict types, floors, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/router policy test policies
+	$(BIN)/python -m pytest -n $(JOBS)
+
+format: $(READY)  ## format and mend what lint can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## CPU and latency against a plain nginx reverse proxy, beside the budget
+	@$(BIN)/python -m bench.run
+
+lock:  ## rewrite requirements/*.txt from pyproject.toml (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements/run.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --group test -o requirements/test.txt
+
+clean:  ## forget the virtual environment and caches
+	rm -rf $(VENV) tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache

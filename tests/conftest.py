@@ -1,0 +1,48 @@
+"""What every test shares: the order of the floors, and the async backend."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT))  # so that tests import `kit`
+
+# Lowest floor first, so that the first red test is usually the cause.
+_FLOORS = (
+    ("test_errors", "test_floors", "wire", "test_usage", "test_catalog", "test_prices"),
+    ("test_facts", "test_swap", "classify"),
+    ("cache", "policy", "test_keys", "test_settings"),
+    ("upstream", "trace", "simulator"),
+    ("serve", "web"),
+    ("cli", "clients", "product"),
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--requests", metavar="FILE", help="labelled requests (JSONL) for the fidelity test")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _floor(item.path))
+
+
+def _floor(path: Path) -> int:
+    top = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    return next((number for number, names in enumerate(_FLOORS) if top in names), len(_FLOORS))
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test sees only the settings that it makes."""
+    for name in list(os.environ):
+        if name.startswith(("ROUTER_", "ANTHROPIC_", "CLAUDE_", "OTEL_")):
+            monkeypatch.delenv(name)
