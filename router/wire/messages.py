@@ -1,0 +1,194 @@
+"""Request body → `MessagesRequest`: strict JSON, with the raw bytes kept and the place of the model known.
+
+Fidelity rests on one idea: the body is parsed to be *looked at*, never to be written again. The only bytes that ever
+change are those of the `model` value, and they are spliced.
+
+Strict means: what the upstream could read in another way than we do is refused. The parser takes RFC 8259 and nothing
+more (no NaN, no BOM, no comments, no second document, no bad UTF-8, no lone surrogate). No JSON parser at C speed
+refuses duplicate keys, so they are found by comparison: written out compactly again, the parsed body must give the
+very bytes that came in, which it cannot if a key was lost. Bodies with spaces or escapes differ in bytes without
+saying anything else; they take the slower reading, which looks at every key. Both readings refuse a duplicate at any
+depth.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from router.errors import InvalidRequest
+
+MAX_DEPTH = 254  # levels; the writer of the comparison goes no deeper, and no real schema comes near
+MAX_MODEL_CHARS = 256
+
+_WHITESPACE = b" \t\n\r"
+_STRUCTURE = re.compile(rb'["{}\[\]]')
+_SCALAR_END = re.compile(rb"[,}\]\s]")
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesRequest:
+    """A body that the Messages API could take: the bytes as received beside a parsed view.
+
+    `body` is plain JSON data and must not be changed. `model_span` are the byte offsets of the `model` value in `raw`,
+    quotes included.
+    """
+
+    raw: bytes
+    body: dict[str, Any]
+    model: str
+    model_span: tuple[int, int]
+    is_streaming: bool
+
+    def with_model(self, model: str) -> bytes:
+        """The same bytes with another model; the very same object when the model does not change."""
+        if model == self.model:
+            return self.raw
+        start, end = self.model_span
+        return b"".join((self.raw[:start], orjson.dumps(model), self.raw[end:]))
+
+
+def read_request(raw: bytes, *, needs_max_tokens: bool = True) -> MessagesRequest:
+    """Read the body of a Messages (or, without `needs_max_tokens`, a count_tokens) request.
+
+    Only what the router itself reads is checked; everything else is the upstream's business and passes.
+    Raises InvalidRequest, worded as the Messages API words it where its wording is known.
+    """
+    body, is_compact = read_json(raw)
+    if not isinstance(body, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    model = body.get("model")
+    if not isinstance(model, str):
+        raise InvalidRequest("model: Field required" if model is None else "model: Input should be a valid string")
+    if not 0 < len(model) <= MAX_MODEL_CHARS:
+        raise InvalidRequest(f"model: String should have between 1 and {MAX_MODEL_CHARS} characters")
+    _check_messages(body.get("messages"))
+    _check_max_tokens(body, needs_max_tokens)
+    stream = body.get("stream", False)
+    if not isinstance(stream, bool):
+        raise InvalidRequest("stream: Input should be a valid boolean")
+    span = _compact_model_span(raw, body) if is_compact else object_spans(raw)["model"]
+    return MessagesRequest(raw, body, model, span, stream)
+
+
+def read_json(raw: bytes) -> tuple[Any, bool]:
+    """Parse strict JSON without duplicate keys → (value, whether `raw` is its compact form). Raises InvalidRequest."""
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as exc:
+        raise InvalidRequest(f"the request body is not valid JSON: {exc}") from exc
+    try:
+        if orjson.dumps(value) == raw:
+            return value, True
+    except orjson.JSONEncodeError as exc:
+        raise InvalidRequest(f"the request body is nested deeper than {MAX_DEPTH} levels") from exc
+    try:
+        json.loads(raw.decode(), object_pairs_hook=_refuse_duplicates, parse_int=len, parse_float=len)
+    except RecursionError as exc:
+        raise InvalidRequest(f"the request body is nested deeper than {MAX_DEPTH} levels") from exc
+    return value, False
+
+
+def object_spans(raw: bytes) -> dict[str, tuple[int, int]]:
+    """The byte offsets of each value of the object that `raw` (valid JSON) is."""
+    spans: dict[str, tuple[int, int]] = {}
+    at = _skip(raw, _skip(raw, 0) + 1)
+    while raw[at : at + 1] == b'"':
+        key_end = _string_end(raw, at)
+        start = _skip(raw, _skip(raw, key_end) + 1)
+        end = _value_end(raw, start)
+        spans[orjson.loads(raw[at:key_end])] = (start, end)
+        at = _skip(raw, _skip(raw, end) + 1)
+    return spans
+
+
+def _check_messages(messages: object) -> None:
+    if not isinstance(messages, list):
+        raise InvalidRequest(
+            "messages: Field required" if messages is None else "messages: Input should be a valid list"
+        )
+    if not messages:
+        raise InvalidRequest("messages: at least one message is required")
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise InvalidRequest(f"messages.{index}: Input should be an object")
+        if not isinstance(message.get("role"), str):
+            raise InvalidRequest(f"messages.{index}.role: Field required")
+
+
+def _check_max_tokens(body: dict[str, Any], is_needed: bool) -> None:
+    if "max_tokens" not in body:
+        if is_needed:
+            raise InvalidRequest("max_tokens: Field required")
+        return
+    max_tokens = body["max_tokens"]
+    if type(max_tokens) is not int:
+        raise InvalidRequest("max_tokens: Input should be a valid integer")
+    if max_tokens < 0:
+        raise InvalidRequest("max_tokens: Input should be greater than or equal to 0")
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise InvalidRequest(f"the request body has the key `{key[:64]}` twice in one object")
+        seen.add(key)
+
+
+def _compact_model_span(raw: bytes, body: dict[str, Any]) -> tuple[int, int]:
+    """Where the model stands in a body whose compact form is `raw` itself."""
+    if raw.count(b'"model":') == 1:  # a quote inside a string is escaped, so this is the key
+        start = raw.index(b'"model":') + len(b'"model":')
+    else:
+        before: dict[str, Any] = {}
+        for name, value in body.items():
+            if name == "model":
+                break
+            before[name] = value
+        start = (len(orjson.dumps(before)) if before else 1) + len(b'"model":')
+    return start, _string_end(raw, start)
+
+
+def _skip(raw: bytes, at: int) -> int:
+    while at < len(raw) and raw[at] in _WHITESPACE:
+        at += 1
+    return at
+
+
+def _string_end(raw: bytes, at: int) -> int:
+    """The offset behind the string literal that opens at `at`."""
+    while True:
+        at = raw.index(b'"', at + 1)
+        backslashes = at
+        while raw[backslashes - 1] == 0x5C:
+            backslashes -= 1
+        if (at - backslashes) % 2 == 0:
+            return at + 1
+
+
+def _value_end(raw: bytes, at: int) -> int:
+    """The offset behind the JSON value that begins at `at`."""
+    if raw[at] == 0x22:
+        return _string_end(raw, at)
+    if raw[at] not in b"{[":
+        found = _SCALAR_END.search(raw, at)
+        return found.start() if found else len(raw)
+    depth = 0
+    while True:
+        found = _STRUCTURE.search(raw, at)
+        if found is None:  # cannot be in valid JSON
+            return len(raw)
+        at = found.start()
+        kind = raw[at]
+        if kind == 0x22:
+            at = _string_end(raw, at)
+            continue
+        depth += 1 if kind in b"{[" else -1
+        at += 1
+        if depth == 0:
+            return at
