@@ -1,0 +1,255 @@
+"""`router policy`: what a policies folder says, checked with the very code that the server reloads with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import click
+
+from router.catalog import Catalog
+from router.catalog_file import load_catalog
+from router.classify.label import Label
+from router.classify.model import LinearClassifier
+from router.errors import RouterError
+from router.facts import Caller, inspect
+from router.policy.check import Checked, check_folder
+from router.policy.compile import PolicySet
+from router.policy.decide import Decision, RuleSeen, decide, explain
+from router.policy.schema import lanes_schema, policy_schema
+from router.policy.source import render
+from router.policy.store import read_folder
+from router.vocabulary import FACTS
+from router.wire.messages import read_request
+
+_MARKS = {True: "✓", False: "✗", None: "·"}
+
+_folder = click.argument("folder", metavar="[DIR]", default="policies", type=click.Path(path_type=Path))
+_policies = click.option(
+    "--policies",
+    "folder",
+    metavar="DIR",
+    default="policies",
+    type=click.Path(path_type=Path),
+    help="folder of policies",
+)
+_catalog = click.option(
+    "--catalog",
+    "catalog_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="models in place of the shipped ones",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="print JSON")
+
+
+@click.group()
+def policy() -> None:
+    """Check, test and explain policies."""
+
+
+@policy.command()
+@_folder
+@_catalog
+@_json
+def check(folder: Path, catalog_file: Path | None, as_json: bool) -> None:
+    """Check a folder of policies, its own tests included; exit 1 when anything is wrong."""
+    checked, _, _ = _check(folder, catalog_file)
+    if as_json:
+        click.echo(json.dumps(_checked_json(checked), indent=2, ensure_ascii=False))
+    elif checked.policies is None:
+        click.echo(render(checked.diagnostics), err=True)
+        click.echo(
+            f"\n{_count(len(checked.diagnostics), 'problem')}; a running router keeps its last good set", err=True
+        )
+    else:
+        names = ", ".join(checked.policies.policies)
+        passed = _count(len(checked.results), "test")
+        click.echo(f"ok: {names} at revision {checked.policies.revision}, {passed} passed")
+    sys.exit(0 if checked.policies is not None else 1)
+
+
+@policy.command()
+@_folder
+@_catalog
+@_json
+def test(folder: Path, catalog_file: Path | None, as_json: bool) -> None:
+    """Run the tests inside the policies, a line for each; exit 1 when one fails."""
+    checked, _, _ = _check(folder, catalog_file)
+    if as_json:
+        click.echo(json.dumps(_checked_json(checked)["tests"], indent=2, ensure_ascii=False))
+    else:
+        for result in checked.results:
+            click.echo(f"{'FAIL' if result.problem else 'ok  '} {result.policy}: {result.name}")
+        failed = sum(bool(result.problem) for result in checked.results)
+        click.echo(f"{len(checked.results) - failed} passed, {failed} failed")
+    if checked.diagnostics:
+        click.echo(render(checked.diagnostics), err=True)
+        sys.exit(1)
+
+
+@policy.command(name="explain")
+@click.argument("request_file", metavar="REQUEST.json", type=click.File("rb"))
+@click.option("--policy", "name", default="default", show_default=True, help="which policy")
+@click.option("--header", "headers", multiple=True, metavar="NAME: VALUE", help="a request header; may be repeated")
+@_policies
+@_catalog
+@_json
+def explain_command(
+    request_file: Any, name: str, headers: tuple[str, ...], folder: Path, catalog_file: Path | None, as_json: bool
+) -> None:
+    """Say which rule a request meets and why, clause by clause, with the values seen. `-` reads standard input."""
+    checked, catalog, classifier = _check(folder, catalog_file)
+    policies = _valid(checked)
+    if name not in policies.policies:
+        raise click.UsageError(f"no policy `{name}`; there are {', '.join(policies.policies)}")
+    compiled = policies.policies[name]
+    try:
+        request = read_request(request_file.read())
+    except RouterError as error:
+        raise click.ClickException(f"{request_file.name}: {error.message}") from error
+    caller = Caller(policy=name, headers=_headers(headers))
+    facts = inspect(request, caller, catalog)
+    label = classifier.label(request.body)
+    decision = decide(compiled, facts, label)
+    assert isinstance(decision, Decision)  # a label was given
+    rules = explain(compiled, facts, label)
+    if as_json:
+        document = {
+            "policy": name,
+            "revision": compiled.revision,
+            "rule": decision.rule,
+            "route": [lane.name for lane in decision.route],
+            "deny": decision.deny,
+            "why": list(decision.why),
+            "labels": _labels(label),
+            "facts": facts.recorded(compiled.headers_read),
+            "rules": [_rule_json(rule) for rule in rules],
+        }
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        return
+    for rule in rules:
+        _print_rule(rule, f"{folder}/{name}.yaml")
+    to = f"denied: {decision.deny}" if decision.deny is not None else " → ".join(lane.name for lane in decision.route)
+    click.echo(f"\n{name}@{compiled.revision}: rule {decision.rule}: {to}")
+    click.echo("labels: " + ", ".join(f"{key} {value}" for key, value in _labels(label).items()))
+
+
+@policy.command()
+@_json
+def facts(as_json: bool) -> None:
+    """List the facts that conditions may use."""
+    rows = [(spec.name, spec.kind, spec.meaning, spec.values, spec.cost) for spec in FACTS.values()]
+    rows.append(
+        (
+            "header.NAME",
+            "text",
+            "a request header, name in lower case; never one that holds a credential",
+            (),
+            "counted",
+        )
+    )
+    if as_json:
+        keys = ("name", "kind", "meaning", "values", "cost")
+        click.echo(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2, ensure_ascii=False))
+        return
+    for name, kind, meaning, values, cost in rows:
+        listed = f" ({', '.join(values)})" if values else ""
+        dear = "" if cost == "counted" else f" [{cost}]"
+        click.echo(f"{name:18} {kind:8} {meaning}{listed}{dear}")
+    click.echo("\n[read] is worked out from the words, [labelled] by the classifier, both only when a rule needs it")
+
+
+@policy.command()
+@click.option("--lanes", "of_lanes", is_flag=True, help="the schema of lanes.yaml instead")
+def schema(of_lanes: bool) -> None:
+    """Print the JSON Schema of a policy file, for editors."""
+    click.echo(json.dumps(lanes_schema() if of_lanes else policy_schema(), indent=2, ensure_ascii=False))
+
+
+def _check(folder: Path, catalog_file: Path | None) -> tuple[Checked, Catalog, LinearClassifier]:
+    """The folder as the server would see it, with the shipped classifier."""
+    try:
+        catalog = load_catalog(catalog_file)
+        classifier = LinearClassifier(files("router").joinpath("data/classifier.bin").read_bytes())
+        checked = check_folder(read_folder(folder), catalog=catalog, classify=classifier.label, folder=str(folder))
+    except RouterError as error:
+        hint = f"\n  hint: {error.hint}" if error.hint else ""
+        raise click.ClickException(f"{error.message}{hint}") from error
+    return checked, catalog, classifier
+
+
+def _valid(checked: Checked) -> PolicySet:
+    if checked.policies is None:
+        click.echo(render(checked.diagnostics), err=True)
+        raise click.ClickException("the policies do not compile; nothing can be explained before they do")
+    return checked.policies
+
+
+def _headers(given: tuple[str, ...]) -> dict[str, str]:
+    headers = {}
+    for header in given:
+        name, colon, value = header.partition(":")
+        if not colon:
+            raise click.UsageError(f"--header takes `NAME: VALUE`, this is `{header}`")
+        headers[name.strip().lower()] = value.strip()
+    return headers
+
+
+def _labels(label: Label) -> dict[str, Any]:
+    return {
+        "task": label.task,
+        "difficulty": round(label.difficulty, 3),
+        "confidence": round(label.confidence, 3),
+        "p_hard": round(label.p_hard, 3),
+    }
+
+
+def _print_rule(rule: RuleSeen, file: str) -> None:
+    place = f" ({file}:{rule.line})" if rule.line else ""
+    click.echo(f"{rule.name}: {rule.outcome}{place}")
+    for clause in rule.clauses:
+        values = ", ".join(f"{name} = {_value(value)}" for name, value in clause.values)
+        click.echo(f"  {_MARKS[clause.is_true]} {clause.says}" + (f"   ({values})" if values else ""))
+
+
+def _rule_json(rule: RuleSeen) -> dict[str, Any]:
+    return {
+        "name": rule.name,
+        "line": rule.line,
+        "outcome": rule.outcome,
+        "clauses": [
+            {"says": clause.says, "is_true": clause.is_true, "values": dict(clause.values)} for clause in rule.clauses
+        ],
+    }
+
+
+def _checked_json(checked: Checked) -> dict[str, Any]:
+    return {
+        "ok": checked.policies is not None,
+        "revision": checked.policies.revision if checked.policies is not None else None,
+        "policies": list(checked.policies.policies) if checked.policies is not None else [],
+        "diagnostics": [
+            {"file": d.file, "line": d.line, "col": d.col, "message": d.message, "hint": d.hint}
+            for d in checked.diagnostics
+        ],
+        "tests": [
+            {"policy": r.policy, "name": r.name, "ok": not r.problem, "problem": r.problem, "why": list(r.why)}
+            for r in checked.results
+        ],
+    }
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "absent"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,121 @@
+"""The keys and operators of the policy language, declared once: the parser, the JSON Schema and the docs read this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from router.vocabulary import Kind
+
+VERSION = 1
+AS_ASKED = "as-asked"
+OTHERWISE = "otherwise"  # the rule name in decisions that no rule made
+RESERVED_LANES = (AS_ASKED, "auto", OTHERWISE)
+NAME_PATTERN = "[a-z0-9][a-z0-9._-]{0,63}"  # of lanes, rules and policies: they travel in headers and addresses
+MAX_RULES = 1000
+MAX_TESTS = 500
+MAX_RETRIES = 5
+MAX_CACHE_BYTES = 64 * 1024 * 1024
+
+Shape = Literal[
+    "version", "name", "text", "texts", "rules", "tests", "lanes", "lane", "model", "route", "weights", "condition",
+    "cache", "duration", "size", "count", "swap", "stick", "scope", "request", "given", "expect",
+]  # fmt: skip
+
+SWAP = ("strict", "adapt")
+STICK = ("conversation", "none")
+SCOPE = ("tenant", "shared")
+
+
+@dataclass(frozen=True, slots=True)
+class KeySpec:
+    """One key of a mapping: its name, the shape of its value, what it means."""
+
+    name: str
+    shape: Shape
+    meaning: str
+    is_required: bool = False
+
+
+POLICY_KEYS = (
+    KeySpec("version", "version", "Version of the language: 1.", True),
+    KeySpec("rules", "rules", "Read from top to bottom; the first rule that matches decides.", True),
+    KeySpec(
+        OTHERWISE, "route", "Where a request goes that no rule matches: a lane, a list of lanes, or `as-asked`.", True
+    ),
+    KeySpec("tests", "tests", "Examples that must hold before the policy is used."),
+)
+
+RULE_KEYS = (
+    KeySpec("name", "name", "What headers, traces and reports call the rule.", True),
+    KeySpec("when", "condition", "Facts that must all hold; left out, the rule always matches."),
+    KeySpec("route", "route", "A lane, a list of lanes (the first is tried first, then the next), or `as-asked`."),
+    KeySpec("split", "weights", "Lanes with weights instead of `route`; a conversation always falls on the same lane."),
+    KeySpec("deny", "text", "Refuse the request with this message instead of routing it."),
+    KeySpec("retry", "count", "How often one lane is tried again before the next one; 0 to 5, default 0."),
+    KeySpec("timeout", "duration", "Longest wait for the first byte of an answer, such as `30s`."),
+    KeySpec("cache", "cache", "Keep and replay complete answers; left out, nothing is cached."),
+    KeySpec("swap", "swap", "When the lane's model would refuse the request: `strict` (default) takes the next lane, "
+            "`adapt` may make the listed edits."),
+    KeySpec("stick", "stick", "`conversation` (default): it keeps its model; `none`: each request by itself."),
+    KeySpec("tags", "texts", "Words for traces and reports."),
+)  # fmt: skip
+
+CACHE_KEYS = (
+    KeySpec("ttl", "duration", "How long an answer may be replayed, such as `1h`.", True),
+    KeySpec("scope", "scope", "`tenant` (default): never shared between tenants; `shared`: one cache for all."),
+    KeySpec("max_bytes", "size", "Largest answer kept, such as `1MB`, the default."),
+)
+
+TEST_KEYS = (
+    KeySpec("name", "text", "What the example shows.", True),
+    KeySpec("request", "request", "A whole Messages API body; its labels come from the classifier."),
+    KeySpec("given", "given", "Facts (and labels) instead of a request; the others have their resting value."),
+    KeySpec("expect", "expect", "What must come out.", True),
+)
+
+EXPECT_KEYS = (
+    KeySpec("rule", "text", "The rule that must decide, or `otherwise`."),
+    KeySpec("lane", "text", "The first lane of the route, or `as-asked`."),
+)
+
+LANES_FILE_KEYS = (
+    KeySpec("version", "version", "Version of the language: 1.", True),
+    KeySpec("lanes", "lanes", "The lanes that all policies may name.", True),
+    KeySpec(
+        "default_lane", "lane", "Where `as-asked` leads when nothing in particular was asked (`model: auto`).", True
+    ),
+)
+
+LANE_KEYS = (
+    KeySpec("model", "model", "A model id of the catalogue (`router models` lists them).", True),
+    KeySpec("fallback", "lane", "A lane to try after this one, wherever this one ends a route."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorSpec:
+    """One operator of a condition: which kinds of fact take it, what it compares with, what it means."""
+
+    name: str
+    kinds: tuple[Kind, ...]
+    operand: Literal["value", "values", "number", "flag", "text"]
+    meaning: str
+
+
+_MOST: tuple[Kind, ...] = ("text", "integer", "number", "list")
+
+OPERATORS = (
+    OperatorSpec("in", _MOST, "values", "equals one of these; a list fact: holds any of them"),
+    OperatorSpec("not_in", _MOST, "values", "the contrary of `in`; true of an absent fact"),
+    OperatorSpec("lt", ("integer", "number"), "number", "less than"),
+    OperatorSpec("lte", ("integer", "number"), "number", "at most"),
+    OperatorSpec("gt", ("integer", "number"), "number", "greater than"),
+    OperatorSpec("gte", ("integer", "number"), "number", "at least"),
+    OperatorSpec("exists", (*_MOST, "flag"), "flag", "`true`: the fact is present, a list not empty"),
+    OperatorSpec("matches", ("text", "list"), "text", "this expression (RE2) is found in it; a list: in any value"),
+    OperatorSpec("contains", ("text", "list"), "text", "the text holds this text; the list holds this value"),
+    OperatorSpec("starts_with", ("text", "list"), "text", "the text begins so; a list: any value does"),
+)  # fmt: skip
+
+NESTING = ("any", "all", "not")

@@ -1,0 +1,394 @@
+"""Nodes → policies, rules and lanes as written: unknown, missing and misshapen keys become diagnostics.
+
+Nothing is checked across files here; a name is only a name. Values that mean something on their own (durations, sizes,
+weights) come out in their units.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from router.policy.grammar import (
+    CACHE_KEYS,
+    EXPECT_KEYS,
+    LANE_KEYS,
+    LANES_FILE_KEYS,
+    MAX_CACHE_BYTES,
+    MAX_RETRIES,
+    MAX_RULES,
+    MAX_TESTS,
+    NAME_PATTERN,
+    OTHERWISE,
+    POLICY_KEYS,
+    RESERVED_LANES,
+    RULE_KEYS,
+    SCOPE,
+    STICK,
+    SWAP,
+    TEST_KEYS,
+    VERSION,
+    KeySpec,
+)
+from router.policy.source import Node, Source
+
+Swap = Literal["strict", "adapt"]
+Stick = Literal["conversation", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """A named target. `model` None is the lane `as-asked`: the model that the client asked for."""
+
+    name: str
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheDirective:
+    """What a rule says of caching: seconds an answer lives, who shares it, the largest answer kept."""
+
+    ttl_s: float
+    scope: Literal["tenant", "shared"]
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule as written; exactly one of `route`, `split` and `deny` is filled."""
+
+    name: str
+    at: Node
+    when: Node | None
+    route: tuple[Node, ...]
+    split: tuple[tuple[Node, int], ...]
+    deny: str | None
+    retries: int
+    timeout_s: float | None
+    cache: CacheDirective | None
+    swap: Swap
+    stick: Stick
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """One example of a policy: a request or facts, and the rule and lane they must come to (None: not said)."""
+
+    __test__ = False  # pytest would take the name for one of its own
+
+    name: str
+    at: Node
+    request: Node | None
+    given: Node | None
+    rule: Node | None
+    lane: Node | None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One policy file as written."""
+
+    name: str
+    source: Source
+    rules: tuple[Rule, ...]
+    otherwise: tuple[Node, ...]
+    tests: tuple[Test, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LaneEntry:
+    """One lane as written: where, and the names of its model and of the lane to fall back on."""
+
+    name: str
+    at: Node
+    model: Node
+    fallback: Node | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """`lanes.yaml` as written."""
+
+    source: Source
+    entries: tuple[LaneEntry, ...]
+    default_lane: Node | None
+
+
+def near(name: str, names: Iterable[str], otherwise: str = "") -> str:
+    """The hint for a name that is not one of `names`: the nearest of them, or what else helps."""
+    close = get_close_matches(name, list(names), n=1, cutoff=0.6)
+    question = f"did you mean `{close[0]}`?" if close else ""
+    return f"{question} {otherwise}".strip()
+
+
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)(ms|s|m|h|d)\Z")
+_DURATION_S = (("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86400.0))
+_SIZE = re.compile(r"(\d{1,12})(B|kB|KB|MB|GB|KiB|MiB)\Z")
+_SIZE_BYTES = (("B", 1), ("kB", 1000), ("KB", 1000), ("MB", 10**6), ("GB", 10**9), ("KiB", 1024), ("MiB", 1024**2))
+_NAME = re.compile(NAME_PATTERN + r"\Z")
+
+
+def is_name(text: str) -> bool:
+    """Whether lanes, rules and policies may be called so: lower case letters, digits, `-`, `_`, `.`; at most 64."""
+    return _NAME.match(text) is not None
+
+
+def duration_s(text: object) -> float | None:
+    """Seconds of `500ms`, `30s`, `5m`, `1h`, `7d`; None when it is not one of these or no time at all."""
+    match = _DURATION.match(text) if isinstance(text, str) else None
+    return (float(match[1]) * dict(_DURATION_S)[match[2]] or None) if match else None
+
+
+def size_bytes(value: object) -> int | None:
+    """Bytes of `64kB`, `1MB`, `1MiB` or a plain number; None when it is none of these or zero."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if value > 0 else None
+    match = _SIZE.match(value) if isinstance(value, str) else None
+    return (int(match[1]) * dict(_SIZE_BYTES)[match[2]] or None) if match else None
+
+
+def parse_policy(name: str, source: Source) -> Policy | None:
+    """The policy in `source`; None when it is not even a mapping. Diagnostics go to the source."""
+    keys = _Reader(source).keys(source.root, POLICY_KEYS, "a policy")
+    if keys is None:
+        return None
+    reader = _Reader(source)
+    reader.version(keys.get("version"))
+    rules = [rule for node in reader.items(keys.get("rules"), "rules", MAX_RULES) if (rule := reader.rule(node))]
+    seen: dict[str, Rule] = {}
+    for rule in rules:
+        if rule.name and rule.name in seen:
+            source.report(
+                rule.at, f"rule `{rule.name}` appears twice", f"the first is on line {seen[rule.name].at.line}"
+            )
+        seen.setdefault(rule.name, rule)
+    otherwise = reader.route(keys[OTHERWISE], f"`{OTHERWISE}`") if OTHERWISE in keys else ()
+    tests = [test for node in reader.items(keys.get("tests"), "tests", MAX_TESTS) if (test := reader.test(node))]
+    return Policy(name, source, tuple(rules), otherwise, tuple(tests))
+
+
+def parse_lanes(source: Source) -> Lanes | None:
+    """The lanes in `source`; None when it is not even a mapping. Diagnostics go to the source."""
+    reader = _Reader(source)
+    keys = reader.keys(source.root, LANES_FILE_KEYS, "lanes.yaml")
+    if keys is None:
+        return None
+    reader.version(keys.get("version"))
+    entries = []
+    lanes = keys.get("lanes")
+    if lanes is not None and (lanes.kind != "map" or not lanes.value):
+        source.report(
+            lanes, "`lanes` must be a mapping of names to models", "lanes: {haiku: {model: claude-haiku-5-5}}"
+        )
+        lanes = None
+    for name, node in lanes.pairs() if lanes is not None else ():
+        if name.value in RESERVED_LANES or not is_name(name.value):
+            source.report(name, f"a lane cannot be called `{name.value}`", _naming(name.value, RESERVED_LANES))
+        fields = reader.keys(node, LANE_KEYS, f"lane `{name.value}`")
+        if fields is None or "model" not in fields:
+            continue
+        if reader.text(fields["model"], "`model`") is not None:
+            fallback = fields.get("fallback")
+            if fallback is not None and reader.text(fallback, "`fallback`") is None:
+                fallback = None
+            entries.append(LaneEntry(name.value, name, fields["model"], fallback))
+    default = keys.get("default_lane")
+    if default is not None and reader.text(default, "`default_lane`") is None:
+        default = None
+    return Lanes(source, tuple(entries), default)
+
+
+def _naming(name: str, reserved: Sequence[str]) -> str:
+    if name in reserved:
+        return f"`{name}` has a meaning of its own"
+    return "lower case letters, digits, `-`, `_` and `.`, at most 64 of them"
+
+
+class _Reader:
+    """Takes values of given shapes from the nodes of one source; what has another shape is reported and left out."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def keys(self, node: Node | None, table: Sequence[KeySpec], what: str) -> dict[str, Node] | None:
+        """The entries of a mapping whose keys `table` declares; None (reported) when it is not a mapping."""
+        if node is None:
+            return None
+        if node.kind != "map":
+            self._source.report(node, f"{what} must be a mapping, this is {_seen(node)}")
+            return None
+        names = [spec.name for spec in table]
+        found: dict[str, Node] = {}
+        for key, value in node.pairs():
+            if key.value not in names:
+                hint = near(key.value, names, f"{what} takes {', '.join(f'`{name}`' for name in names)}")
+                self._source.report(key, f"unknown key `{key.value[:60]}` in {what}", hint)
+            elif value.kind == "null":
+                self._source.report(key, f"`{key.value}` of {what} has no value", "give it one or take the key out")
+                found.pop(key.value, None)
+            else:
+                found[key.value] = value
+        written = {key.value for key, _ in node.pairs()}
+        for spec in table:
+            if spec.is_required and spec.name not in written:
+                self._source.report(
+                    node, f"{what} has no `{spec.name}`", spec.meaning[0].lower() + spec.meaning[1:].rstrip(".")
+                )
+        return found
+
+    def items(self, node: Node | None, what: str, limit: int) -> tuple[Node, ...]:
+        """The items of a list; nothing (reported) when it is another thing or too long."""
+        if node is None:
+            return ()
+        if node.kind != "list":
+            self._source.report(node, f"`{what}` must be a list, this is {_seen(node)}", "begin each entry with `- `")
+            return ()
+        if len(node.value) > limit:
+            self._source.report(node, f"{len(node.value):,} {what}, at most {limit:,} are taken")
+            return ()
+        return tuple(node.value)
+
+    def version(self, node: Node | None) -> None:
+        if node is not None and (node.kind != "integer" or node.value != VERSION):
+            self._source.report(node, f"version {_seen(node)} is not known", f"this router reads version {VERSION}")
+
+    def text(self, node: Node, what: str) -> str | None:
+        if node.kind == "text" and node.value.strip():
+            return str(node.value)
+        self._source.report(
+            node,
+            f"{what} must be a text, this is {_seen(node)}",
+            "quote it" if node.kind in ("integer", "number", "flag") else "",
+        )
+        return None
+
+    def choice(self, node: Node | None, what: str, choices: tuple[str, ...]) -> Any:
+        """One of `choices`; the first of them when nothing or another thing stands there."""
+        if node is None:
+            return choices[0]
+        if node.value not in choices:
+            listed = " or ".join(f"`{choice}`" for choice in choices)
+            self._source.report(node, f"{what} must be {listed}, this is {_seen(node)}", near(str(node.value), choices))
+            return choices[0]
+        return node.value
+
+    def route(self, node: Node, what: str) -> tuple[Node, ...]:
+        """The lane names of a route: one text or a list of texts."""
+        if node.kind == "list" and not node.value:
+            self._source.report(node, f"{what} names no lane", "name one, or write `as-asked`")
+            return ()
+        nodes = node.value if node.kind == "list" else (node,)
+        return tuple(item for item in nodes if self.text(item, f"a lane of {what}") is not None)
+
+    def rule(self, node: Node) -> Rule | None:
+        name_node = next((value for key, value in node.pairs() if key.value == "name"), None)
+        name = name_node.value if name_node is not None and name_node.kind == "text" else ""
+        what = f"rule `{name[:60]}`" if name else "a rule"
+        keys = self.keys(node, RULE_KEYS, what)
+        if keys is None:
+            return None
+        if "name" in keys and (not is_name(name) or name == OTHERWISE):
+            self._source.report(
+                keys["name"], f"a rule cannot be called `{_value(keys['name'])}`", _naming(name, (OTHERWISE,))
+            )
+        ends = [key for key in ("route", "split", "deny") if key in keys]
+        if len(ends) > 1:
+            self._source.report(keys[ends[1]], f"{what} has both `{ends[0]}` and `{ends[1]}`", "keep one of them")
+        elif not ends and not any(key.value in ("route", "split", "deny") for key, _ in node.pairs()):
+            self._source.report(node, f"{what} does not say where to go", "add `route`, `split` or `deny`")
+        retry, timeout = keys.get("retry"), keys.get("timeout")
+        if retry is not None and (retry.kind != "integer" or not 0 <= retry.value <= MAX_RETRIES):
+            self._source.report(retry, f"`retry` of {what} must be 0 to {MAX_RETRIES}, this is {_seen(retry)}")
+            retry = None
+        deny = keys.get("deny")
+        return Rule(
+            name=name,
+            at=name_node or node,
+            when=keys.get("when"),
+            route=self.route(keys["route"], what) if "route" in keys else (),
+            split=self.weights(keys["split"], what) if "split" in keys else (),
+            deny=self.text(deny, f"`deny` of {what}") if deny is not None else None,
+            retries=retry.value if retry is not None else 0,
+            timeout_s=self.duration(timeout, f"`timeout` of {what}") if timeout is not None else None,
+            cache=self.cache(keys["cache"], what) if "cache" in keys else None,
+            swap=self.choice(keys.get("swap"), f"`swap` of {what}", SWAP),
+            stick=self.choice(keys.get("stick"), f"`stick` of {what}", STICK),
+            tags=self.texts(keys.get("tags"), f"`tags` of {what}"),
+        )
+
+    def texts(self, node: Node | None, what: str) -> tuple[str, ...]:
+        if node is None:
+            return ()
+        nodes = node.value if node.kind == "list" else (node,)
+        return tuple(text for item in nodes if (text := self.text(item, f"an entry of {what}")) is not None)
+
+    def weights(self, node: Node, what: str) -> tuple[tuple[Node, int], ...]:
+        if node.kind != "map" or not node.value:
+            self._source.report(
+                node, f"`split` of {what} must give lanes their weights", "split: {haiku: 90, sonnet: 10}"
+            )
+            return ()
+        weights = []
+        for key, value in node.pairs():
+            if value.kind != "integer" or not 0 < value.value <= 1_000_000:
+                hint = "a lane that gets nothing is left out; weights need not add up to 100"
+                self._source.report(
+                    value, f"weight of `{key.value}` must be a whole number over 0, this is {_seen(value)}", hint
+                )
+            else:
+                weights.append((key, value.value))
+        return tuple(weights)
+
+    def duration(self, node: Node, what: str) -> float | None:
+        seconds = duration_s(node.value)
+        if seconds is None:
+            self._source.report(
+                node, f"{what} must be a duration, this is {_seen(node)}", "such as `500ms`, `30s`, `5m`, `1h` or `7d`"
+            )
+        return seconds
+
+    def cache(self, node: Node, what: str) -> CacheDirective | None:
+        keys = self.keys(node, CACHE_KEYS, f"`cache` of {what}")
+        if keys is None or "ttl" not in keys:
+            return None
+        ttl_s = self.duration(keys["ttl"], f"`ttl` of {what}")
+        largest = keys.get("max_bytes")
+        max_bytes = size_bytes(largest.value) if largest is not None else 1_000_000
+        if largest is not None and (max_bytes is None or max_bytes > MAX_CACHE_BYTES):
+            self._source.report(
+                largest, f"`max_bytes` of {what} must be a size up to 64MiB, this is {_seen(largest)}", "such as `1MB`"
+            )
+        return CacheDirective(ttl_s or 1.0, self.choice(keys.get("scope"), f"`scope` of {what}", SCOPE), max_bytes or 0)
+
+    def test(self, node: Node) -> Test | None:
+        keys = self.keys(node, TEST_KEYS, "a test")
+        if keys is None:
+            return None
+        name = self.text(keys["name"], "`name` of a test") if "name" in keys else None
+        what = f"test `{name}`" if name else "a test"
+        if ("request" in keys) == ("given" in keys):
+            self._source.report(node, f"{what} must have either `request` or `given`")
+        for key in ("request", "given"):
+            if key in keys and keys[key].kind != "map":
+                self._source.report(keys.pop(key), f"`{key}` of {what} must be a mapping")
+        expect = self.keys(keys.get("expect"), EXPECT_KEYS, f"`expect` of {what}")
+        if expect is not None and not expect:
+            self._source.report(keys["expect"], f"{what} expects nothing", "expect: {rule: …, lane: …}")
+        if expect is None or ("request" in keys) == ("given" in keys):
+            return None
+        return Test(name or "", node, keys.get("request"), keys.get("given"), expect.get("rule"), expect.get("lane"))
+
+
+def _seen(node: Node) -> str:
+    """What stands there, in words that fit after `this is`."""
+    words = {"list": "a list", "map": "a mapping", "null": "nothing"}
+    return words.get(node.kind) or f"`{_value(node)}`"
+
+
+def _value(node: Node) -> str:
+    value = str(node.value).lower() if node.kind == "flag" else str(node.value)
+    return value if len(value) <= 60 else f"{value[:60]}…"

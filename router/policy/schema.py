@@ -1,0 +1,172 @@
+"""The JSON Schema of policy files and of `lanes.yaml`, made from the tables the parser reads.
+
+Editors complete and explain keys with it. It says what can be said of one file alone; names across files, reach and
+tests are `router policy check`'s business. Source: JSON Schema, draft 2020-12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from router.policy.conditions import value_range
+from router.policy.grammar import (
+    AS_ASKED,
+    CACHE_KEYS,
+    EXPECT_KEYS,
+    LANE_KEYS,
+    LANES_FILE_KEYS,
+    MAX_RETRIES,
+    MAX_RULES,
+    MAX_TESTS,
+    NAME_PATTERN,
+    OPERATORS,
+    POLICY_KEYS,
+    RULE_KEYS,
+    SCOPE,
+    STICK,
+    SWAP,
+    TEST_KEYS,
+    VERSION,
+    KeySpec,
+    OperatorSpec,
+)
+from router.vocabulary import FACTS, LABEL_FACTS, FactSpec
+
+Schema = dict[str, Any]
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_NAME: Schema = {"type": "string", "pattern": f"^{NAME_PATTERN}$"}
+_TEXT: Schema = {"type": "string", "minLength": 1}
+_LANE: Schema = {**_NAME, "description": f"A lane of `lanes.yaml`, or `{AS_ASKED}`."}
+_ROUTE: Schema = {"anyOf": [_LANE, {"type": "array", "items": _LANE, "minItems": 1}]}
+
+
+def policy_schema() -> Schema:
+    """The schema of one policy file."""
+    return {
+        "$schema": _DIALECT,
+        "title": "A routing policy",
+        **_mapping(POLICY_KEYS),
+        "$defs": {"condition": _condition(), "given": _given()},
+    }
+
+
+def lanes_schema() -> Schema:
+    """The schema of `lanes.yaml`."""
+    return {"$schema": _DIALECT, "title": "The lanes that policies name", **_mapping(LANES_FILE_KEYS)}
+
+
+def _mapping(table: Sequence[KeySpec]) -> Schema:
+    required = [spec.name for spec in table if spec.is_required]
+    return {
+        "type": "object",
+        "properties": {spec.name: {**_shape(spec), "description": spec.meaning} for spec in table},
+        "additionalProperties": False,
+        **({"required": required} if required else {}),
+    }
+
+
+def _shape(spec: KeySpec) -> Schema:
+    shapes: dict[str, Schema] = {
+        "version": {"const": VERSION},
+        "name": _NAME,
+        "text": _TEXT,
+        "texts": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]},
+        "lane": _LANE,
+        "model": _TEXT,
+        "route": _ROUTE,
+        "weights": {
+            "type": "object",
+            "additionalProperties": {"type": "integer", "minimum": 1, "maximum": 1_000_000},
+            "minProperties": 1,
+        },
+        "condition": {"$ref": "#/$defs/condition"},
+        "given": {"$ref": "#/$defs/given"},
+        "duration": {"type": "string", "pattern": "^[0-9]{1,9}(\\.[0-9]{1,3})?(ms|s|m|h|d)$"},
+        "size": {
+            "anyOf": [
+                {"type": "integer", "minimum": 1},
+                {"type": "string", "pattern": "^[0-9]{1,12}(B|kB|KB|MB|GB|KiB|MiB)$"},
+            ]
+        },
+        "count": {"type": "integer", "minimum": 0, "maximum": MAX_RETRIES},
+        "swap": {"enum": list(SWAP)},
+        "stick": {"enum": list(STICK)},
+        "scope": {"enum": list(SCOPE)},
+        "request": {"type": "object", "required": ["model", "messages"]},
+    }
+    tables: dict[str, Sequence[KeySpec]] = {"cache": CACHE_KEYS, "expect": EXPECT_KEYS}
+    lists: dict[str, tuple[Sequence[KeySpec], int]] = {"rules": (RULE_KEYS, MAX_RULES), "tests": (TEST_KEYS, MAX_TESTS)}
+    if spec.shape in tables:
+        return _mapping(tables[spec.shape])
+    if spec.shape in lists:
+        table, limit = lists[spec.shape]
+        return {"type": "array", "items": _mapping(table), "maxItems": limit}
+    if spec.shape == "lanes":
+        return {"type": "object", "additionalProperties": _mapping(LANE_KEYS), "minProperties": 1}
+    return shapes[spec.shape]
+
+
+def _condition() -> Schema:
+    inner = {"$ref": "#/$defs/condition"}
+    parts = {"type": "array", "items": inner, "minItems": 1}
+    return {
+        "type": "object",
+        "properties": {
+            "any": {**parts, "description": "At least one of these holds."},
+            "all": {**parts, "description": "All of these hold."},
+            "not": {**inner, "description": "This does not hold."},
+            **{spec.name: _fact(spec) for spec in FACTS.values()},
+        },
+        "patternProperties": {"^header\\.[^A-Z]+$": _fact(FactSpec("header.NAME", "text", "A request header."))},
+        "additionalProperties": False,
+    }
+
+
+def _fact(spec: FactSpec) -> Schema:
+    operators = {o.name: _operator(spec, o) for o in OPERATORS if spec.kind in o.kinds}
+    if spec.name in LABEL_FACTS:
+        operators.pop("exists", None)
+    compared: Schema = {
+        "type": "object",
+        "properties": operators,
+        "additionalProperties": False,
+        "minProperties": 1,
+    }
+    meaning = spec.meaning[0].upper() + spec.meaning[1:]
+    return {"description": meaning, **(compared if spec.kind == "list" else {"anyOf": [_value(spec), compared]})}
+
+
+def _operator(spec: FactSpec, operator: OperatorSpec) -> Schema:
+    operand: Schema = {
+        "value": _value(spec),
+        "values": {"type": "array", "items": _value(spec), "minItems": 1},
+        "number": _value(spec),
+        "flag": {"type": "boolean"},
+        "text": _TEXT,
+    }[operator.operand]
+    return {**operand, "description": operator.meaning[0].upper() + operator.meaning[1:]}
+
+
+def _value(spec: FactSpec) -> Schema:
+    if spec.values:
+        return {"enum": list(spec.values)}
+    low, high = value_range(spec)
+    bounds = {name: value for name, value in (("minimum", low), ("maximum", high)) if value is not None}
+    return {"type": {"flag": "boolean", "list": "string", "text": "string"}.get(spec.kind, spec.kind), **bounds}
+
+
+def _given() -> Schema:
+    values = {
+        spec.name: {"anyOf": [_value(spec), {"type": "array", "items": _value(spec)}]}
+        if spec.kind == "list"
+        else _value(spec)
+        for spec in FACTS.values()
+    }
+    return {
+        "type": "object",
+        "properties": values,
+        "patternProperties": {"^header\\.[^A-Z]+$": {"type": "string"}},
+        "additionalProperties": False,
+    }
