@@ -1,0 +1,135 @@
+"""The plugs on one page: what the flow needs from the outside, said as protocols.
+
+The flow (`serve/*`) knows only these; `app` joins them to the adapters. Failure is part of each promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from router.classify.label import Label
+from router.trace.record import Trace
+from router.usage import Usage
+from router.wire.messages import MessagesRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Seconds each phase of an upstream call may take; `idle` is the longest silence inside an answer."""
+
+    connect: float = 5.0
+    tls: float = 5.0
+    first_byte: float = 600.0
+    idle: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamCall:
+    """One HTTP request to the upstream: bytes that are sent as they are.
+
+    `headers` are complete but for `host` and `content-length`, which the adapter adds; names are lower case and no
+    value holds CR, LF or NUL. `target` is path and query.
+    """
+
+    method: str
+    target: bytes
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    deadlines: Deadlines
+
+
+class UpstreamReply(Protocol):
+    """An answer whose status line and headers have arrived.
+
+    `headers` keep the order and spelling of the wire, names lower-cased. `read()` returns the next bytes as they came
+    (never an empty chunk before the end), and b"" once the body is complete. It raises `UpstreamBroken` when the
+    connection ends early, `UpstreamTimeout` on silence. While nobody reads, at most a few chunks are buffered and the
+    upstream is throttled. `abort()` may be called at any time, any number of times, and makes a pending `read()` raise
+    `ClientGone`; an aborted or unfinished reply never gives its connection back to the pool.
+    """
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+
+    async def read(self) -> bytes: ...
+
+    def abort(self) -> None: ...
+
+
+class PendingCall(Protocol):
+    """A call under way; `abort()` ends it wherever it is (connecting, sending, waiting) with `ClientGone`."""
+
+    async def reply(self) -> UpstreamReply: ...
+
+    def abort(self) -> None: ...
+
+
+class Upstream(Protocol):
+    """One origin that speaks the Messages API.
+
+    `start()` does not suspend: it returns at once with a handle to await or abort, so that no task is needed to cancel.
+    `reply()` raises `UpstreamUnreachable` when nothing was sent, `UpstreamTimeout` or `UpstreamBroken` when the request
+    may have been charged, `ClientGone` when aborted. No retries, no redirects, no decompression.
+    """
+
+    def start(self, call: UpstreamCall) -> PendingCall: ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """A complete stored answer: the bytes as first sent, and what they cost."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    usage: Usage | None
+    model_answered: str | None
+    stop_reason: str | None
+    stored_at_ns: int
+
+
+class CacheBackend(Protocol):
+    """Where answers are kept. A failure is a miss, counted by the backend; nothing is raised to the flow."""
+
+    async def get(self, key: str) -> CacheEntry | None: ...
+
+    async def put(self, key: str, entry: CacheEntry, ttl_s: float) -> bool: ...
+
+    def stats(self) -> Mapping[str, int]: ...
+
+    async def purge(self) -> int: ...
+
+    async def close(self) -> None: ...
+
+
+class TraceSink(Protocol):
+    """Takes finished traces. `write` never blocks and never raises: what cannot be taken is dropped and counted."""
+
+    def write(self, trace: Trace) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Classifier(Protocol):
+    """Judges a request. Local, microseconds, no I/O; an error means no label, and `why` says so."""
+
+    def label(self, body: Mapping[str, Any]) -> Label: ...
+
+
+__all__ = [
+    "CacheBackend",
+    "CacheEntry",
+    "Classifier",
+    "Deadlines",
+    "Label",
+    "MessagesRequest",
+    "PendingCall",
+    "TraceSink",
+    "Upstream",
+    "UpstreamCall",
+    "UpstreamReply",
+]

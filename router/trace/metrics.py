@@ -1,0 +1,230 @@
+"""Traces as Prometheus metrics, in a registry of its own.
+
+The request path pays for one append; every `_BATCH` traces, and whenever the metrics are asked for, the waiting ones
+are added to plain sums and buckets. prometheus-client is only the writer of the text format: its own counters would
+take a lock per number. Money is added up in pico-dollars and becomes dollars when it is shown.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+from router.trace.record import Trace
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# Source: OpenTelemetry GenAI conventions, buckets of `gen_ai.client.operation.duration`.
+SECONDS = tuple(0.01 * 2**k for k in range(14))
+# The router's own part is a thousandth of the whole: the same shape, a hundred times finer.
+OVERHEAD_SECONDS = tuple(0.0001 * 2**k for k in range(14))
+_BATCH = 64
+_QUEUE_MAX = 10_000
+_SERIES_MAX = 500  # per family: a client chooses model names, and must not choose how much memory they take
+_OTHER = "other"
+
+Gauge = Callable[[], float | Mapping[str, float]]
+
+
+class _Histogram:
+    """Counts per bucket and a sum, for each set of label values."""
+
+    __slots__ = ("_bounds", "series")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self.series: dict[tuple[str, ...], tuple[list[int], list[float]]] = {}
+
+    def add(self, labels: tuple[str, ...], value: float) -> None:
+        found = self.series.get(labels)
+        if found is None:
+            found = self.series[labels] = ([0] * (len(self._bounds) + 1), [0.0])
+        found[0][bisect_left(self._bounds, value)] += 1
+        found[1][0] += value
+
+    def family(self, name: str, text: str, labels: tuple[str, ...]) -> HistogramMetricFamily:
+        family = HistogramMetricFamily(name, text, labels=labels)
+        for values, (counts, total) in self.series.items():
+            running, buckets = 0, []
+            for bound, count in zip((*map(str, self._bounds), "+Inf"), counts, strict=True):
+                running += count
+                buckets.append((bound, running))
+            family.add_metric(values, buckets, total[0])
+        return family
+
+
+class MetricsSink(Collector):
+    """A `seams.TraceSink` that counts; `render()` gives the text format.
+
+    `gauges` are read whenever the metrics are rendered: a number becomes `router_NAME`, a mapping one series for each
+    `stat` in it; one that raises is left out and counted in `router_gauge_errors`. `revision` names the policy set in
+    force, shown as `router_policy_info{revision="…"} 1`.
+    """
+
+    def __init__(self, *, gauges: Mapping[str, Gauge] | None = None, revision: Callable[[], str] | None = None) -> None:
+        self._gauges = dict(gauges or {})
+        self._revision = revision
+        self._queue: deque[Trace] = deque()
+        self._lock = threading.Lock()
+        self._dropped = 0
+        self._gauge_errors = 0
+        self._requests: dict[tuple[str, ...], int] = {}
+        self._tokens: dict[tuple[str, ...], int] = {}
+        self._money: dict[str, list[int]] = {}  # model: cost, baseline, saved in pico-dollars, answers without a price
+        self._attempts: dict[tuple[str, ...], int] = {}
+        self._duration = _Histogram(SECONDS)
+        self._ttft = _Histogram(SECONDS)
+        self._overhead = _Histogram(OVERHEAD_SECONDS)
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def write(self, trace: Trace) -> None:
+        """Take a finished trace: an append, and for every 64th trace a few microseconds for each that waits."""
+        queue = self._queue
+        if len(queue) < _QUEUE_MAX:
+            queue.append(trace)
+        else:
+            self._dropped += 1
+        if len(queue) >= _BATCH and self._lock.acquire(blocking=False):
+            try:
+                self._add_all()
+            finally:
+                self._lock.release()
+
+    def close(self) -> None:
+        """Nothing is held open; the sums stay readable."""
+
+    def render(self) -> bytes:
+        """All metrics in the Prometheus text format 0.0.4, traces handed over until now included."""
+        return generate_latest(self._registry)
+
+    def describe(self) -> list[Metric]:
+        """No metric is announced before it is collected (so that making a sink reads no gauge)."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """The families, for the registry."""
+        with self._lock:
+            self._add_all()
+            families = [*self._counted(), *self._timed()]
+        yield from families
+        yield from self._asked()
+
+    def _add_all(self) -> None:
+        queue = self._queue
+        for _ in range(len(queue)):
+            try:
+                self._add(queue.popleft())
+            except Exception:  # a sink: an odd record costs its own counts and nothing else
+                self._dropped += 1
+
+    def _add(self, trace: Trace) -> None:
+        model = self._model(trace.model_sent)
+        _count(self._requests, (trace.endpoint, trace.outcome, trace.lane, model, trace.cache), 1)
+        usage = trace.usage
+        if usage is not None:
+            tokens = usage.tokens
+            for kind, count in (
+                ("input", tokens.input),
+                ("cache_read", tokens.cache_read),
+                ("cache_write_5m", tokens.cache_write_5m),
+                ("cache_write_1h", tokens.cache_write_1h),
+                ("output", tokens.output),
+            ):
+                if count:
+                    _count(self._tokens, (model, kind), count)
+        money = self._money.get(model)
+        if money is None:
+            money = self._money[model] = [0, 0, 0, 0]
+        money[0] += trace.cost_pusd or 0
+        money[1] += trace.baseline_pusd or 0
+        money[2] += trace.saved_pusd or 0
+        money[3] += trace.cost_pusd is None and usage is not None
+        for attempt in trace.attempts:
+            _count(self._attempts, (attempt.lane, attempt.outcome), 1)
+        lane = (trace.lane,)
+        self._duration.add(lane, trace.duration_s)
+        self._overhead.add((), trace.overhead_s)
+        if trace.ttft_s is not None:
+            self._ttft.add(lane, trace.ttft_s)
+
+    def _model(self, name: str) -> str:
+        """The model as a label; once there are too many of them, new ones share a name."""
+        name = name[:100]
+        return name if name in self._money or len(self._money) < _SERIES_MAX else _OTHER
+
+    def _counted(self) -> Iterator[Metric]:
+        yield _counter(
+            "router_requests",
+            "Finished requests.",
+            ("endpoint", "outcome", "lane", "model", "cache"),
+            self._requests,
+        )
+        yield _counter("router_tokens", "Tokens as the upstream reported them.", ("model", "kind"), self._tokens)
+        for place, name, text in (
+            (0, "router_cost_usd", "What requests cost, in dollars; without those whose price is unknown."),
+            (1, "router_baseline_usd", "What the same usage costs at the model asked for, in dollars."),
+        ):
+            yield _counter(name, text, ("model",), {(m,): sums[place] / 1e12 for m, sums in self._money.items()})
+        saved = GaugeMetricFamily("router_saved_usd", "Baseline less cost, in dollars; may fall.", labels=("model",))
+        for model, sums in self._money.items():
+            saved.add_metric((model,), sums[2] / 1e12)
+        yield saved
+        unknown: dict[tuple[str, ...], int] = {(model,): sums[3] for model, sums in self._money.items()}
+        yield _counter("router_unknown_cost_requests", "Metered requests without a price.", ("model",), unknown)
+        yield _counter("router_attempts", "Requests to lanes, by how they ended.", ("lane", "outcome"), self._attempts)
+        yield CounterMetricFamily("router_metrics_dropped", "Traces that were not counted.", value=self._dropped)
+
+    def _timed(self) -> Iterator[Metric]:
+        yield self._duration.family(
+            "router_request_duration_seconds",
+            "From the last byte of the request to that of the answer.",
+            ("lane",),
+        )
+        yield self._ttft.family("router_ttft_seconds", "To the first content delta relayed.", ("lane",))
+        yield self._overhead.family("router_overhead_seconds", "The router's own part of the duration.", ())
+
+    def _asked(self) -> Iterator[Metric]:
+        for name, ask in self._gauges.items():
+            try:
+                value = ask()
+            except Exception:  # a sink: one broken gauge must not hide the others
+                self._gauge_errors += 1
+                continue
+            if isinstance(value, Mapping):
+                family = GaugeMetricFamily(f"router_{name}", f"Figures of {name}.", labels=("stat",))
+                for stat, figure in value.items():
+                    family.add_metric((stat,), figure)
+                yield family
+            else:
+                yield GaugeMetricFamily(f"router_{name}", f"The figure of {name}.", value=value)
+        if self._revision is not None:
+            info = GaugeMetricFamily("router_policy_info", "The policy set in force.", labels=("revision",))
+            info.add_metric((self._revision(),), 1)
+            yield info
+        yield CounterMetricFamily("router_gauge_errors", "Gauges that could not be read.", value=self._gauge_errors)
+
+
+def _count(series: dict[tuple[str, ...], int], labels: tuple[str, ...], amount: int) -> None:
+    found = series.get(labels)
+    if found is not None:
+        series[labels] = found + amount
+    elif len(series) < 4 * _SERIES_MAX:
+        series[labels] = amount
+    else:
+        rest = (_OTHER,) * len(labels)
+        series[rest] = series.get(rest, 0) + amount
+
+
+def _counter(name: str, text: str, labels: tuple[str, ...], series: Mapping[tuple[str, ...], Any]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for values, amount in series.items():
+        family.add_metric(values, amount)
+    return family

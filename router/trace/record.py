@@ -1,0 +1,124 @@
+"""`Trace`: the record of one request, filled in place as the request walks the straight line.
+
+A trace is a value with no opinion about where it goes; sinks turn it into SQLite rows, metrics or OpenTelemetry spans.
+It holds no prompt text, no answer text and no credential. Times ending in `_s` are seconds since the request's last
+byte was received, on a monotonic clock; `started_at_ns` is Unix time in nanoseconds. Money is integer pico-dollars
+(`_pusd`), None where a price is unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from router.usage import Usage
+
+# How one attempt ended. `ok` is a complete 2xx answer; a lane that was never reached is `connect_failed`.
+ATTEMPT_OUTCOMES = (
+    "ok",
+    "connect_failed",
+    "rate_limited",
+    "overloaded",
+    "unavailable",
+    "rejected",
+    "error",
+    "timeout",
+    "broken",
+    "cut",
+    "client_closed",
+)
+
+# How one request ended, seen from the client.
+OUTCOMES = ("ok", "client_error", "upstream_error", "cut", "client_closed", "internal_error")
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One HTTP request to one lane."""
+
+    lane: str
+    model: str
+    started_s: float
+    outcome: str = "ok"  # one of ATTEMPT_OUTCOMES
+    status: int | None = None
+    first_byte_s: float | None = None
+    ended_s: float | None = None
+    request_id: str | None = None  # the upstream's
+    error_type: str | None = None
+    retry_after_s: float | None = None
+    usage: Usage | None = None
+    cost_pusd: int | None = None
+
+
+@dataclass(slots=True)
+class Trace:
+    """Everything the router may report about one request; mutable until it is handed to the sinks."""
+
+    trace_id: str  # 32 hex digits, also a valid W3C trace id
+    started_at_ns: int
+    endpoint: str = ""  # messages | count_tokens | batches | models | passthrough
+    method: str = ""
+    path: str = ""  # without the query
+    request_id: str | None = None  # the upstream's, else ours
+    tenant: str = ""  # a name from `keys`, else a keyed hash of the credential
+    key: str = ""  # the name of the router's own key, where there is one
+    client: str = ""  # the family of the user agent: python-sdk, ts-sdk, claude-code, other
+    conversation: str | None = None  # a hash: tenant, system, tools, first user turn
+    is_streaming: bool = False
+
+    policy: str = ""
+    revision: str = ""
+    rule: str = ""
+    why: tuple[str, ...] = ()  # rule by rule, what failed or matched; swap refusals too
+    tags: tuple[str, ...] = ()
+    facts: Mapping[str, Any] | None = None
+    labels: Mapping[str, Any] | None = None  # task, difficulty, confidence, p_hard
+
+    model_asked: str = ""
+    model_sent: str = ""
+    model_answered: str | None = None
+    lane: str = ""
+    edits: tuple[str, ...] = ()
+    attempts: list[Attempt] = field(default_factory=list)
+    cache: str = "bypass"  # hit | miss | bypass | coalesced
+    is_stored: bool = False  # this answer was put into the cache
+
+    usage: Usage | None = None
+    price_version: str = ""
+    cost_pusd: int | None = None
+    baseline_pusd: int | None = None
+    saved_pusd: int | None = None
+
+    ttft_s: float | None = None
+    duration_s: float = 0.0
+    overhead_s: float = 0.0  # the part of the duration that was not spent waiting for the upstream or the client
+    spans: list[tuple[str, float, float]] = field(default_factory=list)  # name, start, end
+    status: int = 0
+    stop_reason: str | None = None
+    outcome: str = "ok"  # one of OUTCOMES
+    error_type: str | None = None
+    error_code: str | None = None  # ours, R…
+
+
+@dataclass(frozen=True, slots=True)
+class TraceQuery:
+    """What `trace ls`, `report` and the admin page ask of a trace store; None means any."""
+
+    since_ns: int | None = None
+    until_ns: int | None = None
+    trace_id: str | None = None
+    request_id: str | None = None
+    policy: str | None = None
+    rule: str | None = None
+    lane: str | None = None
+    model: str | None = None  # the model sent
+    task: str | None = None
+    tenant: str | None = None
+    key: str | None = None
+    cache: str | None = None
+    outcome: str | None = None
+    endpoint: str | None = None
+    min_cost_pusd: int | None = None
+    before: tuple[int, str] | None = None  # keyset page: (started_at_ns, trace_id) of the last row seen
+    limit: int = 50

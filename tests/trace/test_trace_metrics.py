@@ -1,0 +1,112 @@
+"""Metrics from traces: counted once, bounded, and readable by a Prometheus parser."""
+
+from __future__ import annotations
+
+import threading
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from router.trace.metrics import MetricsSink
+from router.trace.record import Attempt, Trace
+from router.usage import Tokens, Usage
+
+
+def a_trace(number: int = 0, **fields: object) -> Trace:
+    return Trace(
+        **{
+            "trace_id": f"{number:032x}", "started_at_ns": number, "endpoint": "messages",
+            "model_sent": "claude-haiku-4-5",
+            "lane": "haiku", "cache": "miss", "usage": Usage(Tokens(input=10, cache_read=4, output=5)), "cost_pusd": 1,
+            "baseline_pusd": 3, "saved_pusd": 2, "ttft_s": 0.3, "duration_s": 0.5, "overhead_s": 0.0003,
+            "attempts": [Attempt("haiku", "m", 0.0, "overloaded"), Attempt("haiku", "m", 0.0, "ok")], **fields,
+        }
+    )  # fmt: skip
+
+
+def samples(sink: MetricsSink) -> dict[tuple[str, ...], float]:
+    """Every sample by name and label values (in the order of the label names)."""
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(sink.render().decode())
+        for sample in family.samples
+    }
+
+
+def test_finished_traces_are_counted_once() -> None:
+    """Rendering twice changes nothing; a batch boundary loses nothing."""
+    sink = MetricsSink()
+    for number in range(1_000):
+        sink.write(a_trace(number, cost_pusd=10**9))
+    first, second = samples(sink), samples(sink)
+    assert first == second
+    assert first["router_requests_total", "miss", "messages", "haiku", "claude-haiku-4-5", "ok"] == 1_000
+    assert first["router_tokens_total", "input", "claude-haiku-4-5"] == 10_000
+    assert first["router_tokens_total", "cache_read", "claude-haiku-4-5"] == 4_000
+    assert first["router_cost_usd_total", "claude-haiku-4-5"] == 1.0
+    assert first["router_attempts_total", "haiku", "overloaded"] == 1_000
+    assert first["router_ttft_seconds_bucket", "haiku", "0.16"] == 0
+    assert first["router_ttft_seconds_bucket", "haiku", "0.32"] == 1_000
+    assert first["router_ttft_seconds_count", "haiku"] == 1_000
+    assert first["router_overhead_seconds_bucket", "0.0004"] == 1_000
+
+
+def test_an_unknown_price_is_counted_apart() -> None:
+    """It adds nothing to the cost and is visible."""
+    sink = MetricsSink()
+    sink.write(a_trace(1, cost_pusd=None, baseline_pusd=None, saved_pusd=None))
+    found = samples(sink)
+    assert found["router_cost_usd_total", "claude-haiku-4-5"] == 0
+    assert found["router_unknown_cost_requests_total", "claude-haiku-4-5"] == 1
+
+
+def test_a_client_cannot_grow_the_series_without_end() -> None:
+    """Model names come from clients; beyond the bound they share one name."""
+    sink = MetricsSink()
+    for number in range(5_000):
+        sink.write(a_trace(number, model_sent=f"model-{number}" * 50))
+    found = samples(sink)
+    assert len({key for key in found if key[0] == "router_cost_usd_total"}) <= 501
+    assert sum(value for key, value in found.items() if key[0] == "router_requests_total") == 5_000
+
+
+def test_hostile_labels_stay_one_line() -> None:
+    """A model name may hold anything; the text format stays parseable."""
+    sink = MetricsSink()
+    name = 'a"b\\c\nrouter_requests_total 99\r\x00'
+    sink.write(a_trace(1, model_sent=name))
+    assert ("router_cost_usd_total", name) in samples(sink)
+
+
+def test_gauges_are_read_when_asked_and_a_broken_one_hides_nothing() -> None:
+    """Numbers, mappings, the policy revision; an error is counted."""
+
+    def broken() -> float:
+        raise OSError("gone")
+
+    gauges = {"cache": lambda: {"hits": 3, "entries": 2}, "upstream_idle": lambda: 4, "broken": broken}
+    sink = MetricsSink(gauges=gauges, revision=lambda: "abc")
+    found = samples(sink)
+    assert found["router_cache", "hits"] == 3
+    assert found["router_upstream_idle",] == 4
+    assert found["router_policy_info", "abc"] == 1
+    assert found["router_gauge_errors_total",] == 1
+
+
+def test_two_sinks_share_nothing() -> None:
+    """No global registry."""
+    one, other = MetricsSink(), MetricsSink()
+    one.write(a_trace(1))
+    assert not [key for key in samples(other) if key[0] == "router_requests_total"]
+
+
+def test_writing_while_rendering_loses_nothing() -> None:
+    """The scrape runs in another thread than the requests."""
+    sink = MetricsSink()
+    scrapes = threading.Thread(target=lambda: [sink.render() for _ in range(50)])
+    scrapes.start()
+    for number in range(5_000):
+        sink.write(a_trace(number))
+    scrapes.join()
+    found = samples(sink)
+    assert found["router_requests_total", "miss", "messages", "haiku", "claude-haiku-4-5", "ok"] == 5_000
+    sink.close()

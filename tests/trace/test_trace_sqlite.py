@@ -1,0 +1,460 @@
+"""The trace store: nothing it meets may cost a request, and what it holds is exact."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from router.errors import BadFilter, SettingsError, TraceStoreError
+from router.trace.export import as_json, encode_json
+from router.trace.record import Attempt, Trace, TraceQuery
+from router.trace.schema import MIGRATIONS, migrate
+from router.trace.sqlite import SqliteTraceReader, SqliteTraceSink, open_sink, path_of
+from router.usage import Iteration, Tokens, Usage
+
+START_NS = 1_790_000_000_000_000_000
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "'; DROP TABLE traces; --",
+    "=cmd|' /C calc'!A0",
+    "line\r\nbreak\x00nul\x1b[31m",
+    "\ud800 lone surrogate",
+    "\u2028\u2029\u202e\ufeff",
+    "💥" * 5_000,
+    "%s%n{0}${jndi:ldap://x}",
+    "x" * 1_000_000,
+]
+
+
+def a_trace(number: int = 0, **fields: object) -> Trace:
+    usage = Usage(
+        Tokens(input=100 + number, cache_read=3, cache_write_5m=2, cache_write_1h=1, output=50),
+        thinking=5,
+        iterations=(Iteration("message", None, Tokens(input=1, output=2)),),
+        service_tier="standard",
+    )
+    trace = Trace(
+        trace_id=f"{(number + 1) * 0x9E3779B97F4A7C15 % 2**128:032x}",
+        started_at_ns=START_NS + number * 1_000_000,
+        endpoint="messages",
+        method="POST",
+        path="/v1/messages",
+        request_id=f"req_{number:06d}",
+        tenant="acme",
+        key="bot",
+        client="python-sdk",
+        conversation="c" * 16,
+        is_streaming=bool(number % 2),
+        policy="default",
+        revision="abc123",
+        rule="structured-work",
+        why=("rule `a`: no", "rule `b`: matched"),
+        tags=("blue",),
+        facts={"input_tokens": 106, "tool_names": [], "language": "en"},
+        labels={"task": "extraction", "difficulty": 0.25},
+        model_asked="claude-sonnet-5-5",
+        model_sent="claude-haiku-4-5",
+        model_answered="claude-haiku-4-5",
+        lane="haiku",
+        attempts=[Attempt("haiku", "claude-haiku-4-5", 0.001, "ok", 200, 0.2, 0.5, usage=usage, cost_pusd=123)],
+        cache="miss",
+        usage=usage,
+        price_version="2026-11",
+        cost_pusd=1_000_000_001,
+        baseline_pusd=3_000_000_000,
+        saved_pusd=1_999_999_999,
+        ttft_s=0.25,
+        duration_s=0.5,
+        overhead_s=0.0004,
+        spans=[("parsed", 0.0, 0.0001), ("decided", 0.0001, 0.0002)],
+        status=200,
+        stop_reason="end_turn",
+    )
+    return replace(trace, **fields)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "router.db"
+
+
+@pytest.fixture
+def sink(path: Path):
+    sink = SqliteTraceSink(path, flush_interval_s=0.01)
+    yield sink
+    sink.close()
+
+
+def test_a_trace_comes_back_as_the_json_of_the_record(sink: SqliteTraceSink, path: Path) -> None:
+    """Writing and reading a trace loses nothing that `as_json` shows."""
+    traces = [a_trace(0), Trace(trace_id="f" * 32, started_at_ns=START_NS - 1)]
+    for trace in traces:
+        sink.write(trace)
+    assert sink.flush()
+    reader = SqliteTraceReader(path)
+    assert [reader.get(trace.trace_id) for trace in traces] == [as_json(trace) for trace in traces]
+    assert '"cost_usd":0.001000000001' in encode_json(reader.get(traces[0].trace_id))
+
+
+def test_ten_thousand_traces_are_all_there_and_their_sums_are_exact(sink: SqliteTraceSink, path: Path) -> None:
+    """No row missing, none double, money equal to the pico-dollar."""
+    traces = [a_trace(n, cost_pusd=n * 1_000_003, baseline_pusd=n * 3_000_007) for n in range(10_000)]
+    for trace in traces:
+        sink.write(replace(trace, saved_pusd=trace.baseline_pusd - trace.cost_pusd))
+    assert sink.flush()
+    totals = SqliteTraceReader(path).totals(None)
+    count = sum(range(10_000))
+    assert totals["requests"] == 10_000 == sink.stats()["stored"]
+    assert int(totals["cost_usd"].scaleb(12)) == count * 1_000_003
+    assert int(totals["saved_usd"].scaleb(12)) == count * 2_000_004
+    assert (totals["input_tokens"], totals["output_tokens"]) == (1_000_000 + count, 500_000)
+
+
+def test_sums_beyond_sixty_four_bits_stay_exact(sink: SqliteTraceSink, path: Path) -> None:
+    """Nine million dollars in pico-dollars is where SQLite's own SUM overflows."""
+    for n in range(4):
+        sink.write(a_trace(n, cost_pusd=2**62 + n, saved_pusd=-(2**62) - n))
+    assert sink.flush()
+    totals = SqliteTraceReader(path).totals(None)
+    assert int(totals["cost_usd"].scaleb(12)) == 4 * 2**62 + 6
+    assert int(totals["saved_usd"].scaleb(12)) == -4 * 2**62 - 6
+
+
+def test_pages_by_key_meet_every_row_once(sink: SqliteTraceSink, path: Path) -> None:
+    """Newest first; rows of the same nanosecond are told apart by their id."""
+    traces = [a_trace(n, started_at_ns=START_NS + n // 7) for n in range(100)]
+    for trace in traces:
+        sink.write(trace)
+    assert sink.flush()
+    reader, seen, mark = SqliteTraceReader(path), [], None
+    while True:
+        rows, mark = reader.page(TraceQuery(limit=9, before=mark))
+        seen += [row["trace_id"] for row in rows]
+        if mark is None:
+            break
+    newest_first = sorted(traces, key=lambda trace: (trace.started_at_ns, trace.trace_id), reverse=True)
+    assert seen == [trace.trace_id for trace in newest_first]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        TraceQuery(rule="r"), TraceQuery(lane="r"), TraceQuery(policy="r"), TraceQuery(model="r"), TraceQuery(task="r"),
+        TraceQuery(tenant="r"), TraceQuery(key="r"), TraceQuery(cache="hit"), TraceQuery(outcome="cut"),
+        TraceQuery(endpoint="batches"), TraceQuery(request_id="r"), TraceQuery(trace_id="e" * 32),
+        TraceQuery(min_cost_pusd=5_000_000_000), TraceQuery(since_ns=START_NS + 10**12),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_each_filter_finds_the_one_row(sink: SqliteTraceSink, path: Path, query: TraceQuery) -> None:
+    """Every filter of a query looks at its own column."""
+    sink.write(a_trace(1))
+    wanted = a_trace(
+        2, rule="r", lane="r", policy="r", model_sent="r", labels={"task": "r"}, tenant="r", key="r", cache="hit",
+        outcome="cut", endpoint="batches", request_id="r", trace_id="e" * 32, cost_pusd=5_000_000_000,
+        started_at_ns=START_NS + 10**12,
+    )  # fmt: skip
+    sink.write(wanted)
+    assert sink.flush()
+    assert [row["trace_id"] for row in SqliteTraceReader(path).list(query)] == ["e" * 32]
+
+
+def test_get_takes_a_trace_id_a_request_id_or_a_unique_beginning(sink: SqliteTraceSink, path: Path) -> None:
+    """A beginning that fits two traces names none, and wildcards are only characters."""
+    for trace_id in ("aaaaaaaa0" + "0" * 23, "aaaaaaaa1" + "0" * 23):
+        sink.write(a_trace(1, trace_id=trace_id, request_id=f"req_{trace_id[8]}"))
+    assert sink.flush()
+    get = SqliteTraceReader(path).get
+    assert get("req_1")["trace_id"] == get("aaaaaaaa1")["trace_id"] == "aaaaaaaa1" + "0" * 23
+    assert get("aaaaaaaa") is get("aaaaaa%1") is get("") is get("nothing") is None
+
+
+def test_two_requests_of_one_caller_trace_are_both_kept(sink: SqliteTraceSink, path: Path) -> None:
+    """A caller may continue one W3C trace in several requests; money is never lost to an equal id."""
+    sink.write(a_trace(1, trace_id="a" * 32))
+    sink.write(a_trace(2, trace_id="a" * 32))
+    assert sink.flush()
+    assert SqliteTraceReader(path).totals(None)["requests"] == 2
+
+
+def test_the_report_counts_unknown_cost_apart(sink: SqliteTraceSink, path: Path) -> None:
+    """An unknown price is no zero; a failed request without usage cost nothing; other paths are not about money."""
+    unknown = {"cost_pusd": None, "baseline_pusd": None, "saved_pusd": None}
+    sink.write(a_trace(1, cache="hit", cost_pusd=0, saved_pusd=3_000_000_000, ttft_s=0.001))
+    sink.write(a_trace(2))
+    sink.write(a_trace(3, rule="b", **unknown))
+    sink.write(a_trace(4, rule="b", outcome="upstream_error", status=529, usage=None, ttft_s=None, **unknown))
+    sink.write(a_trace(5, endpoint="models", rule="", usage=None, **unknown))
+    assert sink.flush()
+    first, second = SqliteTraceReader(path).report("rule", None)
+    assert (first["rule"], first["requests"], first["unknown_cost"], first["hit_rate"]) == (
+        "structured-work",
+        2,
+        0,
+        0.5,
+    )
+    assert str(first["cost_usd"]) == "0.001000000001"
+    assert (first["ttft_p50_s"], first["ttft_p95_s"]) == (0.001, 0.25)
+    assert (second["rule"], second["requests"], second["unknown_cost"], second["not_ok"]) == ("b", 2, 1, 1)
+    assert second["cost_usd"] == 0
+
+
+@pytest.mark.parametrize(
+    ("by", "group"),
+    [
+        ("rule", "structured-work"),
+        ("model", "claude-haiku-4-5"),
+        ("task", "extraction"),
+        ("key", "bot"),
+        ("day", "2026-09-21"),
+        ("policy", "default"),
+        ("lane", "haiku"),
+    ],
+)
+def test_a_report_groups_by(sink: SqliteTraceSink, path: Path, by: str, group: str) -> None:
+    """Each row names its group under the word that was asked."""
+    sink.write(a_trace(1))
+    assert sink.flush()
+    (row,) = SqliteTraceReader(path).report(by, START_NS)
+    assert (row[by], row["requests"]) == (group, 1)
+    assert SqliteTraceReader(path).report(by, START_NS + 10**12) == []
+
+
+def test_an_unknown_grouping_is_refused(path: Path) -> None:
+    """Nothing that a caller types becomes SQL."""
+    with pytest.raises(BadFilter):
+        SqliteTraceReader(path).report("rule; DROP TABLE traces", None)
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text)[:20])
+def test_hostile_text_is_stored_cut_and_read_as_text(sink: SqliteTraceSink, path: Path, text: str) -> None:
+    """Whatever a client names is data: bounded, never SQL, and valid JSON on the way out."""
+    odd = {"name": text, "huge": 10**400, "object": object(), text: [text]}
+    trace = a_trace(
+        1, model_asked=text, model_sent=text, rule=text, tenant=text, path=text, request_id=text, why=(text,) * 2,
+        facts=odd, labels={"task": text, "x": float("nan")}, error_type=text, model_answered=text,
+    )  # fmt: skip
+    sink.write(trace)
+    sink.write(a_trace(2))
+    assert sink.flush()
+    assert sink.stats()["stored"] == 2
+    found = SqliteTraceReader(path).get(trace.trace_id)
+    assert found["model_asked"] == text[:2_000].encode("utf-8", "replace").decode()
+    line = encode_json(found)
+    assert line.isascii()
+    assert line.isprintable()
+    assert len(line) < 600_000  # ASCII escapes triple the bytes of the store
+
+
+def test_a_record_without_a_row_costs_only_itself(sink: SqliteTraceSink, path: Path) -> None:
+    """One odd record is counted; its neighbours of the same batch are stored."""
+    sink.write(a_trace(1))
+    sink.write(a_trace(2, model_sent=None))
+    sink.write(a_trace(3, duration_s=float("nan")))  # no column takes it: NULL where NOT NULL
+    sink.write(a_trace(4))
+    assert sink.flush()
+    assert (sink.stats()["stored"], sink.stats()["failed"]) == (2, 2)
+    assert len(SqliteTraceReader(path).list(TraceQuery())) == 2
+
+
+def test_counts_that_no_column_holds_do_not_lose_the_row(sink: SqliteTraceSink, path: Path) -> None:
+    """An upstream may report any integer; a sum of money that does not fit is unknown, not wrong."""
+    sink.write(a_trace(1, usage=Usage(Tokens(input=10**30)), cost_pusd=10**30))
+    assert sink.flush()
+    (row,) = SqliteTraceReader(path).list(TraceQuery())
+    assert row["cost_usd"] is None
+
+
+def test_a_corrupt_file_is_set_aside_and_said(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that is no database is renamed, never overwritten; the traces go to a new one."""
+    path.write_bytes(b"this is not a database, but it may matter to somebody" * 100)
+    sink = SqliteTraceSink(path, flush_interval_s=0.01)
+    sink.write(a_trace(1))
+    assert sink.flush()
+    sink.close()
+    (aside,) = path.parent.glob("router.db.corrupt-*")
+    assert aside.read_bytes().startswith(b"this is not a database")
+    assert sink.stats()["set_aside"] == 1
+    assert len(SqliteTraceReader(path).list(TraceQuery())) == 1
+    assert "set aside" in caplog.text
+
+
+def test_a_file_that_breaks_while_open_is_set_aside_too(path: Path) -> None:
+    """Flipped bytes are met at the next write; what waited goes to the new file."""
+    sink = SqliteTraceSink(path, flush_interval_s=0.01)
+    for n in range(500):
+        sink.write(a_trace(n))
+    assert sink.flush()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    with open(path, "r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (path.stat().st_size - 4096))
+    with sqlite3.connect(path, isolation_level=None) as connection:  # makes the writer read its pages again
+        connection.execute("PRAGMA user_version=7")
+    connection.close()
+    sink.write(a_trace(1_000))
+    assert sink.flush()
+    sink.close()
+    assert sink.stats()["set_aside"] == 1
+    assert SqliteTraceReader(path).get("req_001000") is not None
+
+
+def test_a_locked_file_delays_traces_and_nobody_else(sink: SqliteTraceSink, path: Path) -> None:
+    """While another process holds the lock, writing costs nothing; afterwards everything is stored."""
+    sink.write(a_trace(0))
+    assert sink.flush()
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    started = time.perf_counter()
+    for n in range(1, 1_001):
+        sink.write(a_trace(n))
+    assert time.perf_counter() - started < 1.0
+    assert not sink.flush(timeout_s=0.2)
+    assert sink.stats()["stored"] == 1
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert sink.flush()
+    assert (sink.stats()["stored"], sink.stats()["dropped"]) == (1_001, 0)
+
+
+def test_a_full_queue_drops_and_counts_exactly(tmp_path: Path) -> None:
+    """A folder where the file should be takes nothing: the queue fills to its bound, the rest is counted."""
+    path = tmp_path / "taken"
+    path.mkdir()
+    sink = SqliteTraceSink(path, queue_max=100, flush_interval_s=0.01, close_s=2.0)
+    for n in range(250):
+        sink.write(a_trace(n))
+    assert sink.stats()["queued"] + sink.stats()["dropped"] == 250
+    assert sink.stats()["dropped"] == 150
+    started = time.perf_counter()
+    sink.close()
+    assert time.perf_counter() - started < 2.5
+    assert (sink.stats()["dropped"], sink.stats()["stored"]) == (250, 0)
+
+
+def test_content_goes_first_and_money_last(path: Path) -> None:
+    """A writer that falls behind leaves out the explanations, not the costs."""
+    sink = SqliteTraceSink(path, queue_max=100, flush_interval_s=0.01)
+    assert sink.flush()
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    for n in range(100):
+        sink.write(a_trace(n))
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert sink.flush()
+    sink.close()
+    rows = SqliteTraceReader(path).list(TraceQuery(limit=1_000))
+    thinned = [row for row in rows if row["facts"] is None]
+    assert len(rows) == 100
+    assert len(thinned) == sink.stats()["thinned"] > 0
+    assert all(row["cost_usd"] is not None for row in rows)
+
+
+def test_a_deleted_file_is_made_again(sink: SqliteTraceSink, path: Path) -> None:
+    """Traces do not go on into a file that nobody can find any more."""
+    sink.write(a_trace(1))
+    assert sink.flush()
+    for name in os.listdir(path.parent):
+        os.unlink(path.parent / name)
+    sink.write(a_trace(2))
+    assert sink.flush()
+    assert [row["request_id"] for row in SqliteTraceReader(path).list(TraceQuery())] == ["req_000002"]
+
+
+def test_close_stores_what_waits_and_may_come_twice(path: Path) -> None:
+    """Nothing written before `close` is lost; what comes after is dropped and counted."""
+    sink = SqliteTraceSink(path, flush_interval_s=60)
+    for n in range(1_000):
+        sink.write(a_trace(n))
+    sink.close()
+    sink.close()
+    sink.write(a_trace(1))
+    assert sink.stats() == {
+        "queued": 0, "stored": 1_000, "dropped": 1, "thinned": 0, "failed": 0, "set_aside": 0, "write_errors": 0,
+    }  # fmt: skip
+
+
+def test_several_threads_may_write(sink: SqliteTraceSink, path: Path) -> None:
+    """The queue takes traces from any thread."""
+    threads = [threading.Thread(target=lambda: [sink.write(a_trace(n)) for n in range(500)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sink.flush()
+    assert SqliteTraceReader(path).totals(None)["requests"] == 2_000
+
+
+def test_migrations_are_applied_once_and_a_newer_file_is_left_alone(path: Path) -> None:
+    """Doing it again changes nothing; two versions of the router may share one file."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    assert migrate(connection, 1) == migrate(connection, 2) == len(MIGRATIONS)
+    assert connection.execute("SELECT version, applied_at_ns FROM trace_schema_version").fetchall() == [(1, 1)]
+    connection.execute("ALTER TABLE traces ADD COLUMN from_the_future TEXT")
+    connection.execute("INSERT INTO trace_schema_version VALUES (99, 3)")
+    assert migrate(connection, 4) == 99
+    connection.close()
+    sink = SqliteTraceSink(path, flush_interval_s=0.01)
+    sink.write(a_trace(1))
+    assert sink.flush()
+    sink.close()
+    assert len(SqliteTraceReader(path).list(TraceQuery())) == 1
+
+
+def test_the_tail_sees_a_long_request_when_it_ends(sink: SqliteTraceSink, path: Path) -> None:
+    """Marks count arrivals: a request that started earlier but finished later is not skipped."""
+    reader = SqliteTraceReader(path)
+    sink.write(a_trace(5))
+    assert sink.flush()
+    mark, rows = reader.tail(None, TraceQuery())
+    assert rows == []
+    sink.write(a_trace(1))
+    sink.write(a_trace(6, rule="other"))
+    assert sink.flush()
+    later, rows = reader.tail(mark, TraceQuery(rule="structured-work"))
+    assert [row["request_id"] for _, row in rows] == ["req_000001"]
+    assert reader.tail(later, TraceQuery()) == (later, [])
+    first, rows = reader.tail(mark, TraceQuery(limit=1))
+    assert [row["request_id"] for _, row in reader.tail(first, TraceQuery())[1]] == ["req_000006"]
+
+
+def test_a_reader_cannot_write_and_gives_up_in_time(sink: SqliteTraceSink, path: Path) -> None:
+    """A question has a time limit; a missing file is said with the next step."""
+    for n in range(3_000):
+        sink.write(a_trace(n))
+    assert sink.flush()
+    with pytest.raises(TraceStoreError, match="took longer"):
+        SqliteTraceReader(path, time_limit_s=-1.0).totals(None)
+    with pytest.raises(TraceStoreError, match="no trace store"):
+        SqliteTraceReader(path.with_name("none.db")).list(TraceQuery())
+    path.with_name("broken.db").write_bytes(b"garbage" * 1_000)
+    with pytest.raises(TraceStoreError, match="cannot be read"):
+        SqliteTraceReader(path.with_name("broken.db")).list(TraceQuery())
+
+
+def test_urls_name_files_or_off() -> None:
+    """Three slashes are relative, four absolute, anything else is refused with an example."""
+    assert path_of("sqlite:///router.db") == Path("router.db")
+    assert path_of("sqlite:////var/lib/router.db") == Path("/var/lib/router.db")
+    assert path_of("off") is open_sink("off") is None
+    for url in ("", "router.db", "sqlite://", "sqlite:///", "sqlite://router.db", "postgres:///x", "sqlite:///a?b=1"):
+        with pytest.raises(SettingsError):
+            path_of(url)
+
+
+def test_an_open_sink_creates_folder_and_file(tmp_path: Path) -> None:
+    """A fresh machine needs no preparation."""
+    sink = open_sink(f"sqlite:///{tmp_path}/new/router.db")
+    assert sink is not None
+    assert sink.flush()
+    sink.close()
+    assert SqliteTraceReader(tmp_path / "new" / "router.db").list(TraceQuery()) == []
