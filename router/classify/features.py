@@ -1,0 +1,340 @@
+"""A Messages request as sparse features: bounded reads of its edges, at a cost that no document size moves.
+
+Theory. The instruction of a request stands in the head of the system prompt and at the two ends of the last user turn;
+what lies between is mostly the document it speaks about. So the ends are read as words, neighbouring word pairs and
+stems, the stretch next to them as words only, and the rest not at all. Words of system and user share their features,
+because wordings move between the two; a tag is added where position tells something. Words are bytes: one
+`bytes.translate` folds case, digits and punctuation in a fixed number of C calls, and features are looked up by
+themselves in the model's vocabulary, so that nothing is hashed with a salted or slow hash.
+
+Every function takes any JSON value and treats what it does not know as absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+# Characters read at each place; together they bound the cost of a label.
+SYSTEM_HEAD, SYSTEM_TAIL = 600, 200
+EDGE, SHOULDER, ASK, SHAPE = 260, 400, 180, 330
+# Blocks, tools and properties looked at, from either end; a body may legally hold thousands.
+MAX_BLOCKS, MAX_TOOLS, MAX_PROPERTIES, MAX_TURNS_BACK = 8, 12, 12, 8
+LEAD_WORDS, LAST_WORDS, MAX_LINES, STEM = 10, 12, 24, 6
+# Words kept of a place; only scripts without blanks, where a word is a pair of characters, come near.
+SYSTEM_WORDS, EDGE_WORDS, ASK_WORDS, MIDDLE_WORDS = 130, 70, 40, 80
+
+
+def _fold_table() -> bytes:
+    """ASCII upper case to lower, digits to `0`, all other ASCII that is no letter to a blank; UTF-8 bytes stay."""
+    table = bytearray(b" " * 128 + bytes(range(128, 256)))
+    for code in range(128):
+        character = chr(code)
+        if character.isalpha():
+            table[code] = ord(character.lower())
+        elif character.isdigit():
+            table[code] = ord("0")
+    return bytes(table)
+
+
+_FOLD = _fold_table()
+
+
+# Quotes, dashes and signs of Latin texts outside ASCII; folded to a blank before the words are cut.
+_MARKS = tuple(mark.encode() for mark in "“”«»–—…¿¡")
+_CODE_MARKS = (b"```", b"def ", b"import ", b"return ", b"{\n", b");", b"};", b"=>", b"()", b"self.")
+_MATHS_MARKS = (b"$", b"\\", b"^", b"=", b"%")
+_OPTION_MARKS = (b"\nA)", b"\nA.", b"(A) ", b"ptions", b"hoices")
+# What `bytes.translate` deletes to leave only digits, or only the signs that programs are full of.
+_NO_DIGITS = bytes(sorted(set(range(256)) - set(b"0123456789")))
+_NO_SIGNS = bytes(sorted(set(range(256)) - set(b"{}[]()=<>;_#*/+`")))
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What was read of one request: feature names by place, and what the structure says.
+
+    `system`, `ends`, `ask` (first and last line) and `middle` hold feature names that words made; `structure` names
+    that the shape of the request made (each starts with `#`). `seen` counts the words of system and ends, which are
+    the evidence there is.
+    """
+
+    system: list[bytes]
+    ends: list[bytes]
+    ask: list[bytes]
+    middle: list[bytes]
+    structure: list[bytes]
+    seen: int
+
+
+def extract(body: Mapping[str, Any]) -> Features:
+    """The features of one parsed Messages body; never raises, whatever the fields hold."""
+    structure: list[bytes] = []
+    head, tail, shape = _last_user_text(body.get("messages"), structure)
+    system_head, system_tail = _text_edges(body.get("system"), SYSTEM_HEAD, SYSTEM_TAIL)
+    _parameters(body, structure)
+    tool_words = _tools(body, structure)
+    _shape_of_text(head, tail, shape, structure)
+
+    system: list[bytes] = []
+    system_words = _first_words(system_head, SYSTEM_WORDS)
+    _pairs(system_words, system)
+    system += [b"s:" + word for word in system_words[:LEAD_WORDS]]
+    if system_tail:
+        _pairs(_last_words(system_tail, ASK_WORDS), system)
+    system += tool_words
+    structure.append(b"#system=" + _bucket(len(system_head)))
+
+    ends: list[bytes] = []
+    front, back = head[:EDGE], tail[-EDGE:]
+    front_words, back_words = _first_words(front, EDGE_WORDS), _last_words(back, EDGE_WORDS)
+    _pairs(front_words, ends)
+    ends += [b"h:" + word for word in front_words[:LEAD_WORDS]]
+    if front_words:
+        ends.append(b"h0:" + b" ".join(front_words[:2]))
+    if back_words and back != front:
+        _pairs(back_words, ends)
+    if back_words:
+        ends += [b"t:" + word for word in back_words[-LAST_WORDS:]]
+        ends.append(b"t0:" + b" ".join(back_words[-2:]))
+    ends += _line_starts(head, tail)
+    ask: list[bytes] = []
+    first, last = head[:ASK].split("\n", 1)[0], tail.rstrip()[-ASK:].rsplit("\n", 1)[-1]
+    _pairs(_first_words(first, ASK_WORDS), ask)
+    if last != first:
+        _pairs(_last_words(last, ASK_WORDS), ask)
+
+    middle = [b"m:" + word for word in _first_words(head[EDGE:], MIDDLE_WORDS)]
+    if head is not tail:
+        middle += [b"m:" + word for word in _last_words(tail[:-EDGE], MIDDLE_WORDS)]
+    return Features(system, ends, ask, middle, structure, len(system_words) + len(front_words) + len(back_words))
+
+
+def words(text: str) -> list[bytes]:
+    """The words of a text, folded: lower case, every digit `0`; scripts without blanks give character pairs."""
+    if text.isascii():
+        return text.encode().translate(_FOLD, b"'").split()
+    raw = text.lower().encode("utf-8", "replace")
+    if b"\xe2\x80" in raw or b"\xc2" in raw:  # one look for the blocks where all the marks stand
+        for mark in _MARKS:
+            raw = raw.replace(mark, b" ")
+    found: list[bytes] = []
+    for word in raw.translate(_FOLD, b"'").split():
+        if len(word) > 12 and word[0] >= 0xE0:
+            # Scripts of three bytes a character, most of them without blanks: pairs of characters stand for words.
+            found += [word[at : at + 6] for at in range(0, len(word) - 3, 3)]
+        else:
+            found.append(word)
+    return found
+
+
+def _first_words(text: str, most: int) -> list[bytes]:
+    """The first words of a text; one in a wide script is cut first, so that no pairs are made to be thrown away."""
+    return words(text[: most + 1] if _is_wide(text) else text)[:most]
+
+
+def _last_words(text: str, most: int) -> list[bytes]:
+    """The last words of a text, with the same care."""
+    return words(text[-most - 1 :] if _is_wide(text) else text)[-most:]
+
+
+def _is_wide(text: str) -> bool:
+    """Whether most of three characters looked at belong to a script that is written without blanks (U+2E80 and up)."""
+    if text.isascii():
+        return False
+    step = len(text) // 4
+    return sum([text[at] >= "\u2e80" for at in (step, 2 * step, 3 * step)]) >= 2
+
+
+def _pairs(found: list[bytes], into: list[bytes]) -> None:
+    """Adds the words themselves, neighbouring pairs and the stems of long words."""
+    into += found
+    into += [left + b" " + right for left, right in pairwise(found)]
+    into += [b"~" + word[:STEM] for word in found if len(word) > STEM]
+
+
+def _line_starts(head: str, tail: str) -> list[bytes]:
+    """First words of lines (`Question`, `A`, `Text`), which show the form of a prompt whatever it is about."""
+    found: list[bytes] = []
+    for text in (head,) if head is tail else (head, tail):
+        for line in text.encode("utf-8", "replace").lower().split(b"\n", MAX_LINES)[:MAX_LINES]:
+            start = line[:24].split(None, 1)
+            if start:
+                found.append(b"l:" + start[0][:12])
+    return found
+
+
+def _last_user_text(messages: Any, structure: list[bytes]) -> tuple[str, str, int]:
+    """Head and tail of the last user turn that holds text, and its length; notes the shape of the conversation."""
+    if not isinstance(messages, list) or not messages:
+        structure.append(b"#turns=none")
+        return "", "", 0
+    count = len(messages)
+    structure.append(b"#turns=" + (b"1" if count == 1 else b"3" if count <= 3 else b"7" if count <= 7 else b"many"))
+    last = messages[-1]
+    if isinstance(last, dict) and last.get("role") == "assistant":
+        structure.append(b"#prefill")
+    for back in range(1, min(count, MAX_TURNS_BACK) + 1):
+        message = messages[-back]
+        if not isinstance(message, dict):
+            continue
+        content = message.get("content")
+        if message.get("role") == "assistant":
+            if any(block.get("type") == "tool_use" for block in _blocks(content)):
+                structure.append(b"#called")
+            continue
+        for block in _blocks(content):
+            kind = block.get("type")
+            if kind != "text" and isinstance(kind, str):
+                structure.append(b"#block=" + kind[:16].encode("utf-8", "replace"))
+        head, tail = _text_edges(content, EDGE + SHOULDER, EDGE + SHOULDER)
+        if head:
+            if back > 1:
+                structure.append(b"#text-back")
+            return head, tail, _length(content)
+    return "", "", 0
+
+
+def _blocks(content: Any) -> Iterator[dict[str, Any]]:
+    """The first and last content blocks that are objects."""
+    if isinstance(content, list):
+        chosen = content if len(content) <= 2 * MAX_BLOCKS else content[:MAX_BLOCKS] + content[-MAX_BLOCKS:]
+        for block in chosen:
+            if isinstance(block, dict):
+                yield block
+
+
+def _text_edges(content: Any, head_chars: int, tail_chars: int) -> tuple[str, str]:
+    """Head and tail of a string or of text blocks; the same object twice where the text is short enough."""
+    if isinstance(content, str):
+        if len(content) <= head_chars:
+            return content, content if tail_chars >= head_chars else ""
+        return content[:head_chars], content[max(head_chars, len(content) - tail_chars) :]
+    if not isinstance(content, list):
+        return "", ""
+    parts = [block["text"] for block in _blocks(content) if isinstance(block.get("text"), str)]
+    if not parts:
+        return "", ""
+    if len(parts) == 1:
+        return _text_edges(parts[0], head_chars, tail_chars)
+    # Each part is cut before the join: a block may hold a megabyte.
+    limit = head_chars + tail_chars
+    return _text_edges(
+        "\n".join([part if len(part) <= limit else part[:head_chars] + "\n" + part[-tail_chars:] for part in parts]),
+        head_chars,
+        tail_chars,
+    )
+
+
+def _length(content: Any) -> int:
+    """Characters of the text that was looked at."""
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(block["text"]) for block in _blocks(content) if isinstance(block.get("text"), str))
+
+
+def _bucket(count: int) -> bytes:
+    """A count on a coarse scale of powers of four: 0, 1, 4, 16 … as the name of a step."""
+    return str((count.bit_length() + 1) // 2).encode()
+
+
+def _shape_of_text(head: str, tail: str, length: int, structure: list[bytes]) -> None:
+    """Length, script, code, maths, tables, options and how the text ends."""
+    text = head[:SHAPE] if head is tail else head[:SHAPE] + "\n" + tail[-SHAPE:]
+    raw = text.encode("utf-8", "replace")
+    structure.append(b"#length=" + _bucket(length))
+    structure.append(b"#lines=" + _bucket(raw.count(b"\n")))
+    signs = len(raw.translate(None, _NO_SIGNS))
+    structure.append(b"#signs=" + _bucket(signs))
+    if signs > 3:  # searching for marks costs more than all counting; prose is spared it
+        code = sum([mark in raw for mark in _CODE_MARKS])
+        structure.append(b"#code=" + (b"0" if not code else b"1" if code < 3 else b"3"))
+        if b"```" in raw:
+            structure.append(b"#fence")
+        if b"</" in raw:
+            structure.append(b"#tags")
+        if any(mark in raw for mark in _OPTION_MARKS):
+            structure.append(b"#options")
+    maths = sum([mark in raw for mark in _MATHS_MARKS])
+    structure.append(b"#maths=" + (b"0" if not maths else b"1" if maths < 3 else b"3"))
+    if raw.count(b"|") > 6:
+        structure.append(b"#table")
+    questions = raw.count(b"?")
+    structure.append(b"#questions=" + _bucket(questions))
+    end = tail.rstrip()[-1:]
+    if end:
+        structure.append(b"#end=" + (b"word" if end.isalnum() else end.encode("utf-8", "replace")))
+    if questions and end == "?" and length < 160:
+        structure.append(b"#short-question")
+    if not text.isascii():
+        edge = text[:200] + text[-200:]
+        wide = sum(map("\u02ff".__lt__, edge))
+        structure.append(
+            b"#script=" + (b"latin" if wide * 8 < len(edge) else b"mixed" if wide * 2 < len(edge) else b"other")
+        )
+    structure.append(b"#digits=" + _bucket(len(raw.translate(None, _NO_DIGITS))))
+
+
+def _parameters(body: Mapping[str, Any], structure: list[bytes]) -> None:
+    """Sampling, output limits, thinking and structured output; leanings, never proofs."""
+    limit = body.get("max_tokens")
+    if isinstance(limit, int):
+        structure.append(b"#limit=" + (b"tiny" if limit <= 64 else b"small" if limit <= 512 else b"large"))
+    temperature = body.get("temperature")
+    if isinstance(temperature, (int, float)):
+        structure.append(b"#cold" if temperature < 0.25 else b"#warm")
+    thinking = body.get("thinking")
+    if isinstance(thinking, dict) and thinking.get("type") != "disabled":
+        structure.append(b"#thinking")
+    if body.get("stop_sequences"):
+        structure.append(b"#stops")
+    output = body.get("output_config")
+    form = output.get("format") if isinstance(output, dict) else None
+    if isinstance(form, dict):
+        structure.append(b"#format")
+        structure += [b"#" + name for name in _schema(form.get("schema"), b"format")]
+
+
+def _tools(body: Mapping[str, Any], structure: list[bytes]) -> list[bytes]:
+    """Number, choice and vocabulary of the tools: words of names and descriptions, properties of the first schemas."""
+    tools = body.get("tools")
+    if not isinstance(tools, list) or not tools:
+        return []
+    count = len(tools)
+    structure.append(b"#tools=" + (b"1" if count == 1 else b"3" if count <= 3 else b"many"))
+    choice = body.get("tool_choice")
+    kind = choice.get("type") if isinstance(choice, dict) else None
+    if kind in ("tool", "any"):
+        structure.append(b"#forced" if count > 1 else b"#forced-one")
+    elif kind == "none":
+        structure.append(b"#no-call")
+    found: list[bytes] = []
+    for tool in tools[:MAX_TOOLS]:
+        if not isinstance(tool, dict):
+            continue
+        name, description = tool.get("name"), tool.get("description")
+        if isinstance(name, str):
+            found += [b"tool:" + word for word in words(name[:40])]
+        if isinstance(description, str):
+            found += [b"tool:" + word for word in words(description[:80])]
+        if count <= 3:
+            found += _schema(tool.get("input_schema"), b"tool")
+    return found
+
+
+def _schema(schema: Any, tag: bytes) -> list[bytes]:
+    """Property names of a JSON schema and whether one is a choice from a list."""
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    if not isinstance(properties, dict):
+        return []
+    found: list[bytes] = []
+    for at, (name, value) in enumerate(properties.items()):
+        if at == MAX_PROPERTIES:
+            break
+        if isinstance(name, str):
+            found += [tag + b"." + word for word in words(name[:40])]
+        if isinstance(value, dict) and "enum" in value:
+            found.append(tag + b".enum")
+    return found
