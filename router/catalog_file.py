@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from router.catalog import Catalog, read_catalog
+from router.catalog.lookup import Catalog, read_catalog
 from router.errors import CatalogError
 
 

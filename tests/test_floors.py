@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "router"
 # Module (or folder) → floor. West (adapters) and east (the flow) share floor 4 and never import each other.
 FLOORS: dict[str, str] = {
     "errors": "0",
-    "wire": "1", "usage": "1", "catalog": "1", "models": "1", "prices": "1",
-    "language": "2", "vocabulary": "2", "facts": "2", "swap": "2", "swap_rules": "2", "swap_messages": "2", "classify": "2", "trace.record": "2", "trace.export": "2",
+    "wire": "1", "usage": "1", "catalog": "1",
+    "facts": "2", "swap": "2", "classify": "2", "trace.record": "2", "trace.export": "2",
     "trace.filters": "2", "trace.rows": "2",
     "seams": "3", "cache.key": "3", "affinity": "3", "keys": "3", "policy": "3", "trace.schema": "4 west",
     "policy.store": "4 west", "upstream": "4 west", "cache": "4 west", "trace": "4 west", "jobs": "4 west",
@@ -101,7 +101,7 @@ def test_imports_only_go_down(module: str, path: Path) -> None:
         elif other == "apart":
             allowed = module.startswith("cli.")
         else:
-            allowed = level(other) <= level(floor) and not {floor, other} == {"4 west", "4 east"}
+            allowed = level(other) <= level(floor) and {floor, other} != {"4 west", "4 east"}
         assert allowed, f"router.{module} (floor {floor}) imports {name} (floor {other})"
 
 
@@ -133,9 +133,13 @@ def test_rooms_are_small(module: str, path: Path) -> None:
 
 @pytest.mark.parametrize(("module", "path"), modules(), ids=[name for name, _ in modules()])
 def test_every_public_name_says_what_it_is(module: str, path: Path) -> None:
-    """Modules, public classes, functions and methods have docstrings; protocol bodies and overrides may lean on theirs."""
+    """Modules, public classes, their public methods and public functions; a Protocol's and an override's lean on it."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert ast.get_docstring(tree), f"router.{module} has no docstring"
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"router.{module}.{node.name} has no docstring"
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and not node.bases:
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef) and not method.name.startswith("_"):
+                    assert ast.get_docstring(method), f"router.{module}.{node.name}.{method.name} has no docstring"

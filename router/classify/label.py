@@ -14,8 +14,8 @@ TASKS = STRUCTURED_TASKS + HARD_TASKS
 class Label:
     """What a request asks for and how hard that is.
 
-    `task` is one of TASKS. `difficulty` runs from 0 (one step) to 1 (olympiad, open-ended engineering); 0.5 is where the
-    lanes meet. `confidence` is the probability that `task` is right, `p_hard` that the big model is needed.
+    `task` is one of TASKS. `difficulty` runs from 0 (one step) to 1 (olympiad, open-ended engineering); 0.5 is where
+    the lanes meet. `confidence` is the probability that `task` is right, `p_hard` that the big model is needed.
     """
 
     task: str

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
+from router.catalog.prices import Rates
+from router.catalog.records import Model
 from router.catalog_file import load_catalog
 from router.errors import CatalogError
-from router.models import Model
-from router.prices import Rates
 
 _COLUMNS = ("model", "state", "context", "output", "in", "out", "write 5m", "write 1h", "read", "thinks", "notes")
 _LEFT = {"model", "state", "thinks", "notes"}

@@ -10,19 +10,19 @@ from typing import Any
 
 import click
 
-from router.catalog import Catalog
+from router.catalog.lookup import Catalog
 from router.catalog_file import load_catalog
 from router.classify.label import Label
 from router.classify.model import LinearClassifier
 from router.errors import RouterError
-from router.facts import Caller, inspect
+from router.facts.inspect import Caller, inspect
+from router.facts.vocabulary import FACTS
 from router.policy.check import Checked, check_folder
 from router.policy.compile import PolicySet
 from router.policy.decide import Decision, RuleSeen, decide, explain
 from router.policy.schema import lanes_schema, policy_schema
 from router.policy.source import render
 from router.policy.store import read_folder
-from router.vocabulary import FACTS
 from router.wire.messages import read_request
 
 _MARKS = {True: "✓", False: "✗", None: "·"}

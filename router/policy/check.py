@@ -12,17 +12,17 @@ from hashlib import sha256
 from math import nan
 from typing import Any
 
-from router.catalog import Catalog
+from router.catalog.lookup import Catalog
 from router.classify.label import Label
 from router.errors import InvalidRequest, PolicyError
-from router.facts import Caller, Facts, inspect
+from router.facts.inspect import Caller, Facts, inspect
+from router.facts.vocabulary import FACTS, LABEL_FACTS, fact_spec
 from router.policy.compile import AS_ASKED_LANE, CompiledPolicy, PolicySet, compile_lanes, compile_policy
 from router.policy.conditions import fact_value
 from router.policy.decide import Decision, NeedsLabel, decide
 from router.policy.grammar import OTHERWISE
 from router.policy.parse import Policy, Test, is_name, near, parse_lanes, parse_policy
 from router.policy.source import MAX_FOLDER_BYTES, Diagnostic, Node, Source, read_source, render
-from router.vocabulary import FACTS, LABEL_FACTS, fact_spec
 from router.wire.messages import MessagesRequest, read_request
 
 LANES_FILE = "lanes.yaml"

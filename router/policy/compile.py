@@ -12,7 +12,8 @@ from typing import Any
 
 import re2
 
-from router.catalog import Catalog
+from router.catalog.lookup import Catalog
+from router.facts.vocabulary import HEADER_PREFIX
 from router.policy.conditions import LABELLED, Clause, cheapest_first, compile_condition
 from router.policy.grammar import AS_ASKED, OTHERWISE
 from router.policy.operators import Check
@@ -20,7 +21,6 @@ from router.policy.parse import CacheDirective, Lane, LaneEntry, Lanes, Policy, 
 from router.policy.reach import Domains, covers, domains, never_holds
 from router.policy.source import Node, Source
 from router.usage import Tokens, Usage
-from router.vocabulary import HEADER_PREFIX
 
 AS_ASKED_LANE = Lane(AS_ASKED, None)
 _ONE_TOKEN = Usage(Tokens(input=1, output=1))

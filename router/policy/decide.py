@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import Any
 
 from router.classify.label import Label
-from router.facts import Facts
+from router.facts.inspect import Facts
 from router.policy.compile import CompiledPolicy, CompiledRule, Outcome
 from router.policy.conditions import LABELLED, Clause
 from router.policy.operators import getter

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from router.vocabulary import Kind
+from router.facts.vocabulary import Kind
 
 VERSION = 1
 AS_ASKED = "as-asked"

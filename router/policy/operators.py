@@ -11,8 +11,8 @@ from operator import attrgetter
 from typing import Any
 
 from router.classify.label import Label
-from router.facts import Facts
-from router.vocabulary import HEADER_PREFIX, LABEL_FACTS, FactSpec
+from router.facts.inspect import Facts
+from router.facts.vocabulary import HEADER_PREFIX, LABEL_FACTS, FactSpec
 
 Check = Callable[[Facts, Label | None], bool]
 Get = Callable[[Facts, Label | None], Any]

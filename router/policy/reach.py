@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from router.facts.vocabulary import FactSpec, fact_spec
 from router.policy.conditions import Clause, value_range
-from router.vocabulary import FactSpec, fact_spec
 
 
 @dataclass(frozen=True, slots=True)

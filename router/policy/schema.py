@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from router.facts.vocabulary import FACTS, LABEL_FACTS, FactSpec
 from router.policy.conditions import value_range
 from router.policy.grammar import (
     AS_ASKED,
@@ -31,7 +32,6 @@ from router.policy.grammar import (
     KeySpec,
     OperatorSpec,
 )
-from router.vocabulary import FACTS, LABEL_FACTS, FactSpec
 
 Schema = dict[str, Any]
 

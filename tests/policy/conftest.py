@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from router.catalog import Catalog
+from router.catalog.lookup import Catalog
 from router.catalog_file import load_catalog
 from router.policy.check import compile_folder
 from router.policy.compile import CompiledPolicy, PolicySet

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from router.catalog import Catalog
+from router.catalog.lookup import Catalog
 from router.classify.label import Label
-from router.facts import Facts
+from router.facts.inspect import Facts
 from router.policy.check import Checked, check_folder
 from router.policy.decide import Decision, decide
 from router.policy.source import render

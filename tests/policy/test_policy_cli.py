@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from router.cli.policy import policy
-from router.vocabulary import FACTS
+from router.facts.vocabulary import FACTS
 
 ROOT = Path(__file__).parents[2]
 TICKET = "Classify this ticket as billing, technical or account: I can't log in after resetting my password."

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.catalog import Catalog, read_catalog
+from router.catalog.lookup import Catalog, read_catalog
 from router.errors import PolicyError
-from router.facts import Facts
+from router.facts.inspect import Facts
 from router.policy.check import check_folder, compile_folder, revision_of
 from router.policy.compile import CompiledPolicy, search_regex
 from router.policy.decide import Decision, decide

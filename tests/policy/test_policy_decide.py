@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.catalog import Catalog
+from router.catalog.lookup import Catalog
 from router.classify.label import TASKS, Label
-from router.facts import Caller, Facts, inspect
+from router.facts.inspect import Caller, Facts, inspect
 from router.policy.check import compile_folder
 from router.policy.compile import CompiledPolicy, CompiledRule
 from router.policy.decide import NEEDS_LABEL, Decision, decide, explain

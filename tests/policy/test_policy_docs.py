@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from router.facts.vocabulary import FACTS
 from router.policy.grammar import LANES_FILE_KEYS, OPERATORS, POLICY_KEYS, RULE_KEYS, TEST_KEYS
-from router.vocabulary import FACTS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")
 KEYS = {spec.name for table in (POLICY_KEYS, RULE_KEYS, TEST_KEYS, LANES_FILE_KEYS) for spec in table}

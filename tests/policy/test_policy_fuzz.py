@@ -8,12 +8,12 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.catalog import Catalog
+from router.catalog.lookup import Catalog
 from router.classify.label import Label
+from router.facts.vocabulary import FACTS
 from router.policy.check import check_folder
 from router.policy.grammar import LANE_KEYS, LANES_FILE_KEYS, NESTING, OPERATORS, POLICY_KEYS, RULE_KEYS, TEST_KEYS
 from router.policy.source import render
-from router.vocabulary import FACTS
 
 POLICIES = Path(__file__).parents[2] / "policies"
 LANES = (POLICIES / "lanes.yaml").read_bytes()

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from router.facts.vocabulary import FACTS
 from router.policy.grammar import OPERATORS
 from router.policy.schema import lanes_schema, policy_schema
-from router.vocabulary import FACTS
 
 HERE = Path(__file__).parent
 POLICIES = HERE.parents[1] / "policies"

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from router.catalog.prices import Prices, read_prices
 from router.errors import CatalogError
-from router.prices import Prices, read_prices
 
 _LIFECYCLES = ("active", "deprecated", "retired")
 _SAMPLING = ("accepted", "default_only", "rejected")

@@ -10,9 +10,9 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from router.catalog.prices import BATCH, FAST, PUSD_PER_USD, US, compile_tables, pusd
+from router.catalog.records import Accepts, FastMode, Model, Thinking, read_model
 from router.errors import CatalogError
-from router.models import Accepts, FastMode, Model, Thinking, read_model
-from router.prices import BATCH, FAST, PUSD_PER_USD, US, compile_tables, pusd
 from router.usage import Tokens, Usage
 
 __all__ = ["Accepts", "Catalog", "FastMode", "Model", "Thinking", "add_up", "read_catalog"]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.catalog_file import load_catalog
-from router.swap import Verdict, can_serve
+from router.swap.check import Verdict, can_serve
 from router.wire.messages import read_request
 
 CATALOG = load_catalog()

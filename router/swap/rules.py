@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeGuard
 
-from router.models import EFFORT_ORDER, Model
+from router.catalog.records import EFFORT_ORDER, Model
 
 _MAX_TOOLS = 2_000  # a longer list is not checked but refused: the check runs on the request path
 

@@ -11,10 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.catalog import Catalog, read_catalog
+from router.catalog.lookup import Catalog, read_catalog
+from router.catalog.prices import BATCH, FAST, LONG, US
 from router.catalog_file import load_catalog
 from router.errors import CatalogError
-from router.prices import BATCH, FAST, LONG, US
 from router.usage import Iteration, Tokens, Usage
 
 DOCUMENT = yaml.load(files("router").joinpath("data/models.yaml").read_text(), Loader=yaml.CSafeLoader)

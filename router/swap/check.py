@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from router import swap_rules as rules
-from router.models import Model
-from router.swap_messages import conversation
+from router.catalog.records import Model
+from router.swap import rules
+from router.swap.messages import conversation
 from router.wire.messages import MessagesRequest
 
 # `input_tokens` is an estimate: a quarter more is allowed for, and half more where the tokenizer may yield more tokens

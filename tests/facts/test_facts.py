@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.catalog import Catalog
+from router.catalog.lookup import Catalog
 from router.catalog_file import load_catalog
-from router.facts import FACTS, LABEL_FACTS, Caller, Facts, client_family, fact_spec, inspect
-from router.language import code_share, language_of
+from router.facts.inspect import FACTS, LABEL_FACTS, Caller, Facts, client_family, fact_spec, inspect
+from router.facts.language import code_share, language_of
 from router.wire.messages import MessagesRequest, read_request
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from router.swap_rules import Case, shown
+from router.swap.rules import Case, shown
 
 _MAX_BLOCKS = 50_000  # a longer conversation is not checked but refused: the check runs on the request path
 _PLAIN_BLOCKS = frozenset(

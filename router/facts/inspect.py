@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, fields
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from router.language import code_share, joined_text, language_of, last_user_text
-from router.vocabulary import FACTS, HEADER_PREFIX, LABEL_FACTS, SECRET_HEADERS, WEEKDAYS, FactSpec, fact_spec
+from router.facts.language import code_share, joined_text, language_of, last_user_text
+from router.facts.vocabulary import FACTS, HEADER_PREFIX, LABEL_FACTS, SECRET_HEADERS, WEEKDAYS, FactSpec, fact_spec
 
 if TYPE_CHECKING:
-    from router.catalog import Catalog
+    from router.catalog.lookup import Catalog
     from router.wire.messages import MessagesRequest
 
 __all__ = [
