@@ -68,11 +68,11 @@ def read_request(raw: bytes, *, needs_max_tokens: bool = True) -> MessagesReques
         raise InvalidRequest(f"model: String should have between 1 and {MAX_MODEL_CHARS} characters")
     _check_messages(body.get("messages"))
     _check_max_tokens(body, needs_max_tokens)
-    stream = body.get("stream", False)
-    if not isinstance(stream, bool):
+    stream = body.get("stream")
+    if stream is not None and not isinstance(stream, bool):  # null is the absent field
         raise InvalidRequest("stream: Input should be a valid boolean")
     span = _compact_model_span(raw, body) if is_compact else object_spans(raw)["model"]
-    return MessagesRequest(raw, body, model, span, stream)
+    return MessagesRequest(raw, body, model, span, stream is True)
 
 
 def read_json(raw: bytes) -> tuple[Any, bool]:

@@ -84,6 +84,22 @@ class SseDecoder:
         """Whether the last line has no end yet."""
         return bool(self._pending) and not self._pending.endswith(b"\n")
 
+    def line_end(self) -> bytes:
+        """The bytes that end the line under way; none where no line is.
+
+        A character that was cut in the middle is filled up first: client libraries that decode strictly would fail on
+        the line itself and never see what comes behind it.
+        """
+        if not self.is_in_line:
+            return b""
+        tail = bytes(self._pending[-3:])
+        for start in range(len(tail)):
+            if tail[start] >= 0xC0:  # opens a character of several bytes
+                for rest in (b"\x80", b"\xbf", b"\x80\x80", b"\xbf\x80", b"\x80\x80\x80", b"\xbf\x80\x80"):
+                    if _is_utf8(tail[start:] + rest):
+                        return rest + b"\n"
+        return b"\n"
+
     def _normalised(self, chunk: bytes) -> bytes:
         """The chunk with LF as its only line end; a CRLF split between chunks stays one line end."""
         if self._ends_in_cr and chunk:
@@ -114,6 +130,14 @@ class SseDecoder:
             del self._pending[:-1]
 
 
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def encode(name: str, data: bytes) -> bytes:
     """One event as bytes. `data` must be one line (compact JSON is): a line end inside it could forge an event."""
     if b"\n" in data or b"\r" in data or "\n" in name or "\r" in name:
@@ -130,8 +154,10 @@ def _event(block: bytes) -> SseEvent | None:
             data.append(line[6:] if line[5:6] == b" " else line[5:])
         elif line[:6] == b"event:":
             name = line[7:] if line[6:7] == b" " else line[6:]
-        elif line == b"data":
+        elif line == b"data":  # a field without a colon has an empty value
             data.append(b"")
+        elif line == b"event":
+            name = b""
     if not data:
         return None
     return SseEvent(name.decode("utf-8", "replace") or "message", data[0] if len(data) == 1 else b"\n".join(data))
