@@ -129,14 +129,8 @@ class UpstreamUnreachable(RouterError):
     code, status, wire_type, source = "R301", 502, "api_error", "upstream"
 
 
-class UpstreamOverloaded(RouterError):
-    """Every lane of the route is shedding load and none said so in words of its own."""
-
-    code, status, wire_type, source = "R302", 529, "overloaded_error", "upstream"
-
-
 class UpstreamTimeout(RouterError):
-    """A deadline passed (connect, first byte, idle or total); the upstream may have charged."""
+    """A deadline passed after the request was sent (first byte, idle); the upstream may have charged."""
 
     code, status, wire_type, source = "R303", 504, "timeout_error", "upstream"
 

@@ -1,0 +1,158 @@
+"""Every path that is not routed: sent on byte for byte, traced without facts.
+
+Two answers are spliced, because a client would otherwise be led astray: a batch's `results_url` is absolute and client
+libraries follow it, so it must point back at the router; and the list of models also names the router's virtual ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import orjson
+
+from router.catalog.lookup import Catalog
+from router.errors import UnknownTarget
+from router.policy.compile import PolicySet
+from router.policy.parse import Lane
+from router.seams import UpstreamCall
+from router.serve.attempts import Target, walk
+from router.serve.exchange import Exchange
+from router.serve.headers import RawHeaders, downstream_headers, first, upstream_headers
+from router.serve.pipeline import MAX_PLAIN_ANSWER, Outgoing, Parts
+from router.serve.plan import PolicySource
+from router.serve.relay import RawRelay, collect
+from router.wire.messages import object_spans
+
+_NO_LANE = Lane("-", None)
+
+
+class Passthrough:
+    """The paths of the API that the router does not decide on."""
+
+    def __init__(self, parts: Parts, policies: PolicySource) -> None:
+        self._parts = parts
+        self._policies = policies
+
+    async def forward(self, exchange: Exchange) -> Outgoing:
+        """Send the request on and pass the answer back, both unchanged and unmetered."""
+        status, headers, relay, body = await self._send(exchange, is_read=False)
+        return Outgoing(status, self._headers(exchange, headers), body, relay)
+
+    async def batches(self, exchange: Exchange) -> Outgoing:
+        """The Message Batches paths: as they are, but for `results_url`."""
+        status, headers, relay, body = await self._send(exchange, is_read=True)
+        if body is not None and status < 400 and b'"results_url"' in body:
+            body = _with_own_results_url(body, _origin(exchange))
+            headers = [(name, value) for name, value in headers if name != b"content-length"]
+        return Outgoing(status, self._headers(exchange, headers), body, relay)
+
+    async def models(self, exchange: Exchange) -> Outgoing:
+        """`GET /v1/models`: the upstream's page; the last one also names the virtual models."""
+        status, headers, relay, body = await self._send(exchange, is_read=True)
+        if body is not None and status == 200:
+            virtual = list(virtual_models(self._policies.current, self._parts.catalog))
+            body = _with_more_models(body, virtual)
+            headers = [(name, value) for name, value in headers if name != b"content-length"]
+        return Outgoing(status, self._headers(exchange, headers), body, relay)
+
+    def virtual_model(self, exchange: Exchange, model_id: str) -> Outgoing:
+        """`GET /v1/models/auto` and `/v1/models/lane:NAME`. Raises UnknownTarget."""
+        for model in virtual_models(self._policies.current, self._parts.catalog):
+            if model["id"] == model_id:
+                exchange.trace.status = 200
+                headers = [(b"content-type", b"application/json")]
+                headers.append((b"request-id", (exchange.trace.request_id or "").encode()))
+                return Outgoing(200, self._headers(exchange, headers), orjson.dumps(model))
+        raise UnknownTarget(f"model: {model_id}")
+
+    async def _send(
+        self, exchange: Exchange, *, is_read: bool
+    ) -> tuple[int, RawHeaders, RawRelay | None, bytes | None]:
+        """One attempt → (status, headers, relay, None), or with the body read when it is JSON of bounded size."""
+        incoming, trace = exchange.incoming, exchange.trace
+        call = UpstreamCall(
+            incoming.method,
+            incoming.target,
+            upstream_headers(incoming.headers, incoming.credential, is_metered=is_read),
+            incoming.body,
+            self._parts.deadlines,
+        )
+        target = Target(_NO_LANE, "")
+        answer = await walk(exchange, self._parts.upstream, (target,), 0, lambda _: call, self._parts.jitter)
+        trace.status = answer.status
+        trace.request_id = answer.attempt.request_id or trace.request_id
+        headers = downstream_headers(answer.headers)
+        if answer.reply is None:
+            return answer.status, headers, None, answer.body
+        exchange.watch.during(answer.reply.abort)
+        kind = first(headers, b"content-type") or b""
+        if not is_read or not kind.startswith(b"application/json"):
+            return answer.status, headers, RawRelay(exchange, answer.reply), None
+        body, is_whole = await collect(exchange, answer.reply, MAX_PLAIN_ANSWER)
+        if not is_whole:
+            return answer.status, headers, RawRelay(exchange, answer.reply, body), None
+        exchange.watch.during(None)
+        return answer.status, headers, None, body
+
+    def _headers(self, exchange: Exchange, headers: RawHeaders) -> RawHeaders:
+        return [*headers, (b"x-router-trace", exchange.trace.trace_id.encode()), (b"x-router-cache", b"bypass")]
+
+
+def virtual_models(policies: PolicySet, catalog: Catalog) -> Iterable[Mapping[str, object]]:
+    """The models that only the router knows, in the shape of `GET /v1/models`."""
+    yield _model("auto", "Router: the policy decides", policies.default_lane, catalog)
+    for lane in policies.lanes.values():
+        if lane.model is None:  # `as-asked` is a lane of rules, not one to ask for
+            continue
+        yield _model(f"lane:{lane.name}", f"Router: lane {lane.name}", lane, catalog)
+
+
+def _model(model_id: str, display_name: str, lane: Lane, catalog: Catalog) -> Mapping[str, object]:
+    model = catalog.find(lane.model or "")
+    return {
+        "type": "model",
+        "id": model_id,
+        "display_name": display_name,
+        "created_at": "1970-01-01T00:00:00Z",
+        "lifecycle": "active",
+        "max_input_tokens": model.context_window if model else None,
+        "max_tokens": model.max_output_tokens if model else None,
+    }
+
+
+def _with_more_models(body: bytes, models: list[Mapping[str, object]]) -> bytes:
+    """The page with `models` spliced behind its own, if it is the last page; anything unexpected stays as it is."""
+    page = _object(body)
+    if page is None or not isinstance(page.get("data"), list) or page.get("has_more") is not False:
+        return body
+    end = object_spans(body)["data"][1] - 1  # the offset of the closing bracket
+    added = b",".join(orjson.dumps(model) for model in models)
+    return body[:end] + (b"," if page["data"] else b"") + added + body[end:]
+
+
+def _with_own_results_url(body: bytes, origin: bytes) -> bytes:
+    """The body with the origin of each `results_url` replaced; nothing else changes."""
+    page = _object(body)
+    if page is None:
+        return body
+    entries = page.get("data")
+    for batch in entries if isinstance(entries, list) else [page]:
+        url = batch.get("results_url") if isinstance(batch, dict) else None
+        if isinstance(url, str) and "/v1/messages/batches/" in url:
+            own = origin.decode("latin-1") + url[url.index("/v1/messages/batches/") :]
+            body = body.replace(orjson.dumps(url), orjson.dumps(own))
+    return body
+
+
+def _origin(exchange: Exchange) -> bytes:
+    """Where the client found us: the origin it used."""
+    host = first(exchange.incoming.headers, b"host") or b"127.0.0.1"
+    return exchange.incoming.scheme.encode() + b"://" + host
+
+
+def _object(body: bytes) -> dict[str, object] | None:
+    try:
+        page = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return page if isinstance(page, dict) else None
