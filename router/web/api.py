@@ -1,0 +1,305 @@
+"""The API side: a raw ASGI application, one callable, no framework between a client's bytes and the pipeline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from router.errors import (
+    ClientGone,
+    InternalError,
+    InvalidRequest,
+    MissingCredential,
+    RequestTooLarge,
+    RouterError,
+    WrongMethod,
+)
+from router.serve.exchange import ClientWatch, Exchange, Incoming, Stopwatch
+from router.serve.headers import Credential, RawHeaders, credential_of, first, router_headers
+from router.serve.passthrough import Passthrough
+from router.serve.pipeline import Outgoing, Pipeline
+from router.trace.record import Trace
+from router.web.disconnect import watch_for_disconnect
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+MAX_MESSAGES_BODY = 32 * 1024 * 1024  # Source: API overview, "Request size limits"
+MAX_BATCH_BODY = 256 * 1024 * 1024
+MAX_OTHER_BODY = 512 * 1024 * 1024
+
+_OUTCOMES = {
+    "client": "client_error",
+    "upstream": "upstream_error",
+    "operator": "internal_error",
+    "router": "internal_error",
+}
+_LINGER_S = 10.0  # a client at 50 Mbit/s sends the largest Messages body in half of it
+_LIMITS = {"messages": MAX_MESSAGES_BODY, "count_tokens": MAX_MESSAGES_BODY, "batches": MAX_BATCH_BODY}
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who calls: the tenant and, where the router holds keys of its own, the key's name and policy."""
+
+    tenant: str
+    key: str
+    policy: str | None
+    credential: Credential  # the one that goes upstream
+
+
+@dataclass(frozen=True, slots=True)
+class ApiServices:
+    """What the API side is given. `identify` raises MissingCredential; `new_trace_id` gives 32 hex digits."""
+
+    pipeline: Pipeline
+    passthrough: Passthrough
+    identify: Callable[[Credential], Identity]
+    new_trace_id: Callable[[], str]
+    monotonic: Callable[[], float]
+    wall_clock_ns: Callable[[], int]
+    report: Callable[[str, BaseException], None]  # an unforeseen exception, with the trace id
+
+
+class Api:
+    """The ASGI application of the API port."""
+
+    def __init__(self, services: ApiServices) -> None:
+        self._services = services
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        services = self._services
+        trace = Trace(services.new_trace_id(), services.wall_clock_ns())
+        trace.request_id = "req_" + trace.trace_id
+        trace.method = scope["method"]
+        path, policy = _split_policy(scope.get("raw_path") or scope["path"].encode())
+        trace.path = path.decode("latin-1")
+        trace.endpoint = _endpoint(scope["method"], trace.path)
+        headers: RawHeaders = scope["headers"]
+        try:
+            credential = credential_of(headers)
+            if credential is None:
+                raise MissingCredential("x-api-key header is required", hint="or `Authorization: Bearer`")
+            identity = services.identify(credential)
+            body = await _read_body(headers, receive, _LIMITS.get(trace.endpoint, MAX_OTHER_BODY))
+        except ClientGone:
+            return  # half a request was never a request
+        except RouterError as exc:
+            clock = Stopwatch(services.monotonic)
+            await self._refuse(exc, trace, clock, receive, send)
+            return
+        incoming = Incoming(
+            method=scope["method"],
+            path=path,
+            query=scope["query_string"],
+            headers=headers,
+            body=body,
+            credential=identity.credential,
+            # A key that is tied to a policy cannot pick another by its address.
+            policy=policy if identity.policy is None else identity.policy,
+            tenant=identity.tenant,
+            key=identity.key,
+            scheme=scope.get("scheme", "http"),
+        )
+        trace.started_at_ns = services.wall_clock_ns()
+        trace.tenant, trace.key = identity.tenant, identity.key
+        exchange = Exchange(incoming, trace, ClientWatch(), Stopwatch(services.monotonic))
+        await self._serve(exchange, receive, send)
+
+    async def _serve(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+        """Answer, relay, account: the accounting happens on every way out, a cancelled one too."""
+        unwatch = watch_for_disconnect(receive, exchange.watch.gone)
+        outgoing: Outgoing | None = None
+        is_started = False
+        try:
+            try:
+                outgoing = await self._answer(exchange)
+                is_started = True
+                await _send(exchange, outgoing, send)
+                _conclude(exchange.trace, outgoing)
+            except (ClientGone, OSError):  # servers of ASGI 2.4 raise OSError when the client has gone
+                _blame(exchange.trace, ClientGone("the client closed the connection"), "client_closed")
+            except asyncio.CancelledError:
+                _blame(exchange.trace, ClientGone("the server is stopping"), "client_closed")
+                raise
+            except RouterError as exc:
+                if outgoing is not None and is_started:
+                    _blame(exchange.trace, exc, "cut")
+                    exchange.trace.status = outgoing.status
+                    raise  # the server cuts the connection: an incomplete body must not look complete
+                _blame(exchange.trace, exc, _OUTCOMES[exc.source])
+                await _send_error(exc, exchange.trace, send)
+            except Exception as exc:  # our own bug: said to the operator, with the trace id; never shown to the client
+                self._services.report(exchange.trace.trace_id, exc)
+                error = InternalError("the router failed; the operator's log has the trace id")
+                _blame(exchange.trace, error, "internal_error")
+                if is_started:
+                    raise
+                await _send_error(error, exchange.trace, send)
+        finally:
+            unwatch()
+            if outgoing is not None and outgoing.relay is not None:
+                outgoing.relay.abort()
+            await self._services.pipeline.finish(exchange)
+
+    async def _answer(self, exchange: Exchange) -> Outgoing:
+        services, trace = self._services, exchange.trace
+        match trace.endpoint:
+            case "messages":
+                _check_encoding(exchange.incoming.headers)
+                return await services.pipeline.messages(exchange)
+            case "count_tokens":
+                _check_encoding(exchange.incoming.headers)
+                return await services.pipeline.count_tokens(exchange)
+            case "wrong_method":
+                raise WrongMethod(f"method `{trace.method}` is not allowed here, expected `POST`")
+            case "batches":
+                return await services.passthrough.batches(exchange)
+            case "models":
+                model_id = unquote(trace.path.removeprefix("/v1/models").removeprefix("/"))
+                if model_id == "auto" or model_id.startswith("lane:"):
+                    return services.passthrough.virtual_model(exchange, model_id)
+                if model_id:
+                    return await services.passthrough.forward(exchange)
+                return await services.passthrough.models(exchange)
+            case _:
+                return await services.passthrough.forward(exchange)
+
+    async def _refuse(self, error: RouterError, trace: Trace, clock: Stopwatch, receive: Receive, send: Send) -> None:
+        """An error before there is anything to route: answered and traced."""
+        incoming = Incoming("", b"", b"", [], b"", Credential(b"", b""), None, "", "")
+        _blame(trace, error, "client_error")
+        try:
+            await _send_error(error, trace, send, receive if isinstance(error, RequestTooLarge) else None)
+        finally:
+            await self._services.pipeline.finish(Exchange(incoming, trace, ClientWatch(), clock))
+
+
+def _split_policy(path: bytes) -> tuple[bytes, str | None]:
+    """`/p/NAME/v1/…` → (`/v1/…`, NAME); any other path as it is."""
+    if not path.startswith(b"/p/"):
+        return path, None
+    name, slash, rest = path[3:].partition(b"/")
+    return slash + rest or b"/", unquote(name.decode("latin-1"))
+
+
+def _endpoint(method: str, path: str) -> str:
+    if path == "/v1/messages" or path == "/v1/messages/count_tokens":
+        if method != "POST":
+            return "wrong_method"
+        return "messages" if path == "/v1/messages" else "count_tokens"
+    if path.startswith("/v1/messages/batches"):
+        return "batches"
+    if method == "GET" and (path == "/v1/models" or path.startswith("/v1/models/")):
+        return "models"
+    return "passthrough"
+
+
+async def _read_body(headers: RawHeaders, receive: Receive, limit: int) -> bytes:
+    """The whole body. Raises RequestTooLarge (before reading it, where its length is declared) and ClientGone."""
+    declared = first(headers, b"content-length")
+    if declared is not None and declared.isdigit() and int(declared) > limit:
+        raise RequestTooLarge(f"the request body has {int(declared)} bytes, at most {limit} are taken")
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientGone("the client closed the connection")
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body", False):
+        return body
+    chunks = [body]
+    size = len(body)
+    while message.get("more_body", False):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone("the client closed the connection")
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise RequestTooLarge(f"the request body has over {limit} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _check_encoding(headers: RawHeaders) -> None:
+    encoding = first(headers, b"content-encoding")
+    if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
+        raise InvalidRequest("content-encoding: the request body must not be compressed")
+
+
+async def _send(exchange: Exchange, outgoing: Outgoing, send: Send) -> None:
+    """The answer, as it comes. `send` waits while the client is slow; meanwhile the upstream is not read."""
+    headers = outgoing.headers
+    relay = outgoing.relay
+    if relay is None:
+        body = outgoing.body or b""
+        if exchange.incoming.method != "HEAD":  # what was collected may be less than what was announced
+            headers = [(name, value) for name, value in headers if name != b"content-length"]
+            headers.append((b"content-length", str(len(body)).encode()))
+        exchange.watch.check()
+        await send({"type": "http.response.start", "status": outgoing.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+        return
+    await send({"type": "http.response.start", "status": outgoing.status, "headers": headers})
+    clock = exchange.clock
+    while chunk := await relay.read():
+        started_s = clock.now_s()
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        clock.waited_s += clock.now_s() - started_s
+    exchange.watch.check()  # before the last message: behind it, a server reports every request as disconnected
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _send_error(error: RouterError, trace: Trace, send: Send, unread: Receive | None = None) -> None:
+    """The error as an answer; `unread` is where the rest of a body comes from that will not be taken."""
+    body = error.to_wire(trace.request_id or "")
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"request-id", (trace.request_id or "").encode()),
+        (b"proxy-status", error.proxy_status().encode()),
+        *router_headers(trace),
+    ]
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
+    if unread is not None:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": unread is not None})
+    if unread is not None:
+        await _discard(unread)
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _discard(receive: Receive) -> None:
+    """Let the client finish sending, for a while: closing on unread bytes would take its answer with the connection."""
+    try:
+        async with asyncio.timeout(_LINGER_S):
+            while (await receive()).get("more_body", False):
+                pass
+    except TimeoutError:
+        pass
+
+
+def _conclude(trace: Trace, outgoing: Outgoing) -> None:
+    """The outcome of an answer that reached the client to its end."""
+    trace.status = outgoing.status
+    last = trace.attempts[-1].outcome if trace.attempts else "ok"
+    if outgoing.status >= 500 or outgoing.status == 429:
+        trace.outcome = "upstream_error"
+    elif outgoing.status >= 400:
+        trace.outcome = "client_error"
+    elif last in ("cut", "timeout"):
+        trace.outcome = "cut"
+    elif last == "error":
+        trace.outcome = "upstream_error"
+
+
+def _blame(trace: Trace, error: RouterError, outcome: str) -> None:
+    trace.status, trace.outcome = error.status, outcome
+    trace.error_type, trace.error_code = error.wire_type, error.code
