@@ -1,0 +1,195 @@
+"""Settings: flag over environment over file over default; unknown names are errors with the near name.
+
+An environment variable is `ROUTER_` and the setting's name in capitals. A secret may also be given as the name of a
+file that holds it: `ROUTER_ADMIN_TOKEN_FILE`, or `admin_token_file` in the settings file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from router.errors import SettingsError
+from router.policy.source import read_source, render
+
+CONFIG_VARIABLE = "ROUTER_CONFIG"
+DEFAULT_FILE = "router.yaml"
+_PREFIX = "ROUTER_"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the program is told. Each field is documented in SETTINGS, which the docs print."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    admin_host: str = "127.0.0.1"
+    admin_port: int = 8081
+    admin_token: str | None = None
+    upstream_url: str = "https://api.anthropic.com"
+    upstream_api_key: str | None = None
+    keys: str | None = None
+    policies: str = "policies"
+    cache: str = "memory://?max_mb=256"
+    traces: str = "sqlite:///router.db"
+    jobs: str | None = None
+    workers: int = 1
+    catalog: str | None = None
+    tenant_secret: str | None = None
+
+
+SETTINGS: Mapping[str, str] = {
+    "host": "address of the API listener",
+    "port": "port of the API listener; 0 takes a free one",
+    "admin_host": "address of the admin listener; off loopback it needs `admin_token`",
+    "admin_port": "port of the admin listener; 0 takes a free one",
+    "admin_token": "secret that the admin listener asks for",
+    "upstream_url": "origin of the Messages API, `https://…` (or `http://…`)",
+    "upstream_api_key": "secret; set: the router holds the upstream's key and clients authenticate with `keys`",
+    "keys": "file of client keys (SHA-256), each with tenant and policy",
+    "policies": "folder of policies",
+    "cache": "`memory://?max_mb=256` or `off`",
+    "traces": "`sqlite:///FILE` or `off`",
+    "jobs": "where deferred requests live; unset: the database of `traces`",
+    "workers": "server processes on this host",
+    "catalog": "file with models and prices in place of the shipped one",
+    "tenant_secret": "secret of the hash that names a tenant by its credential; set it to share names between hosts",
+}
+SECRETS = ("admin_token", "upstream_api_key", "tenant_secret")
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The settings in force, and for each where it came from: `flag`, `environment`, `file`, `default`."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+
+def resolve(flags: Mapping[str, Any], environment: Mapping[str, str], config: str | None = None) -> Resolved:
+    """The settings from all their sources; a flag that is None was not given.
+
+    `config` (else ROUTER_CONFIG, else `router.yaml` where there is one) is the settings file. Raises SettingsError,
+    which names the setting and its source.
+    """
+    values: dict[str, Any] = {}
+    origins = {field.name: "default" for field in fields(Settings)}
+    path = config or environment.get(CONFIG_VARIABLE)
+    if path is not None or Path(DEFAULT_FILE).is_file():
+        name = path or DEFAULT_FILE
+        for setting, value in _from_file(Path(name)).items():
+            values[setting], origins[setting] = value, f"file {name}"
+    for setting, value in _from_environment(environment).items():
+        values[setting], origins[setting] = value, "environment"
+    for setting, value in flags.items():
+        if value is not None:
+            values[setting], origins[setting] = value, "flag"
+    typed = {name: _typed(name, value, origins[name]) for name, value in values.items() if value is not None}
+    settings = Settings(**typed)
+    _check(settings)
+    return Resolved(settings, origins)
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        data = path.read_bytes()
+    except OSError as exc:
+        raise SettingsError(f"cannot read `{path}`: {exc.strerror}") from exc
+    source = read_source(path.name, data, str(path))
+    if source.diagnostics or source.root is None:
+        raise SettingsError(render(source.diagnostics) or f"`{path}` is empty")
+    document = source.root.plain()
+    if not isinstance(document, dict):
+        raise SettingsError(f"`{path}` must be a mapping of settings")
+    return _with_secrets(document, [*SETTINGS, *(f"{name}_file" for name in SECRETS)], f"file {path}", "_file", str)
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    given = {
+        name[len(_PREFIX) :].lower(): value
+        for name, value in environment.items()
+        if name.startswith(_PREFIX) and name != CONFIG_VARIABLE
+    }
+    known = [*SETTINGS, *(f"{name}_file" for name in SECRETS)]
+    return _with_secrets(given, known, "environment", "_file", lambda name: _PREFIX + name.upper())
+
+
+def _with_secrets(
+    given: Mapping[str, Any], known: Iterable[str], origin: str, suffix: str, shown: Any
+) -> dict[str, Any]:
+    """Refuse unknown names; replace `NAME_file` by NAME with the file's content."""
+    known = list(known)
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in known:
+            near = get_close_matches(str(name), known, 1)
+            hint = f"did you mean `{shown(near[0])}`?" if near else "`router config show` lists the settings"
+            raise SettingsError(f"unknown setting `{shown(str(name))}` ({origin})", hint=hint)
+        setting = name.removesuffix(suffix)
+        if setting in values:
+            raise SettingsError(
+                f"`{setting}` is given twice ({origin})", hint=f"keep `{setting}` or `{setting}{suffix}`"
+            )
+        values[setting] = value if setting == name else _secret_file(name, str(value))
+    return values
+
+
+def _secret_file(name: str, path: str) -> str:
+    try:
+        secret = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"`{name}`: cannot read `{path}`") from exc
+    if not secret or "\n" in secret:
+        raise SettingsError(f"`{name}`: `{path}` must hold one line")
+    return secret
+
+
+def _typed(name: str, value: Any, origin: str) -> Any:
+    if name in ("port", "admin_port", "workers"):
+        try:
+            number = int(str(value))
+        except ValueError:
+            raise SettingsError(f"`{name}` is `{value}` ({origin}), expected a whole number") from None
+        low, high = (1, 64) if name == "workers" else (0, 65535)
+        if not low <= number <= high:
+            raise SettingsError(f"`{name}` is {number} ({origin}), expected {low} to {high}")
+        return number
+    if not isinstance(value, str) or not value or "\n" in value:
+        shown = "…" if name in SECRETS else value
+        raise SettingsError(f"`{name}` is `{shown}` ({origin}), expected one line of text")
+    return value
+
+
+def _check(settings: Settings) -> None:
+    """What only shows when settings are seen together."""
+    try:
+        url = urlsplit(settings.upstream_url)
+    except ValueError as exc:
+        raise SettingsError(f"`upstream_url` is `{settings.upstream_url}`: {str(exc).lower()}") from exc
+    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or url.username:
+        raise SettingsError(f"`upstream_url` is `{settings.upstream_url}`, expected `https://HOST[:PORT]`")
+    if settings.admin_token is None and not _is_loopback(settings.admin_host):
+        raise SettingsError(
+            f"`admin_host` is `{settings.admin_host}` and `admin_token` is not set",
+            hint="off loopback the admin listener needs a token: set ROUTER_ADMIN_TOKEN or ROUTER_ADMIN_TOKEN_FILE",
+        )
+    if settings.upstream_api_key is not None and settings.keys is None:
+        raise SettingsError(
+            "`upstream_api_key` is set and `keys` is not: anybody could spend it",
+            hint="list the client keys in a file and name it with `keys`",
+        )
+    if settings.keys is not None and settings.upstream_api_key is None:
+        raise SettingsError("`keys` is set and `upstream_api_key` is not: there is no key to send upstream")
+    if settings.workers != 1:
+        raise SettingsError(
+            f"`workers` is {settings.workers}; this version serves with 1",
+            hint="run several processes on ports of their own behind a load balancer",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
