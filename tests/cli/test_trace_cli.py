@@ -28,8 +28,9 @@ NOW_NS = time.time_ns()
 def a_trace(number: int, **fields: object) -> Trace:
     return Trace(
         **{
-            "trace_id": f"{number + 1:08x}" + "0" * 24, "started_at_ns": NOW_NS - number * 60 * 10**9, "method": "POST",
-            "endpoint": "messages", "path": "/v1/messages", "request_id": f"req_{number}", "rule": "structured-work",
+            "trace_id": f"{number + 1:08x}" + "0" * 24, "started_at_ns": NOW_NS - number * 3600 * 10**9,
+            "method": "POST", "endpoint": "messages", "path": "/v1/messages",
+            "request_id": f"req_{number}", "rule": "structured-work",
             "why": ("rule `a`: no", "rule `structured-work`: matched"), "labels": {"task": "extraction"},
             "model_asked": "claude-sonnet-5-5", "model_sent": "claude-haiku-4-5", "lane": "haiku", "cache": "miss",
             "usage": Usage(Tokens(1_000, output=50)), "cost_pusd": 1_250_000_001, "baseline_pusd": 3_750_000_000,
@@ -89,7 +90,7 @@ def test_ls_of_nothing_is_an_empty_array(url: str) -> None:
         (["--task", "extraction", "--limit", "1"], ["req_0"]),
         (["--model", "claude-haiku-4-5", "--outcome", "upstream_error"], ["req_2"]),
         (["--cache", "bypass"], ["req_2"]),
-        (["--since", "90s"], ["req_0", "req_1"]),
+        (["--since", "90m"], ["req_0", "req_1"]),
         (["--request-id", "req_1"], ["req_1"]),
         (["--min-cost-usd", "0.001"], ["req_0", "req_2"]),
     ],
@@ -190,7 +191,7 @@ def test_the_report_adds_up(url: str) -> None:
     assert {row["lane"]: row["requests"] for row in result["rows"]} == {"haiku": 2, "sonnet": 1}
     assert result["totals"]["cost_usd"] == 0.002500000002
     assert result["totals"]["unknown_cost"] == 1
-    text = run(report, "--traces", url, "--since", "1h").stdout
+    text = run(report, "--traces", url, "--since", "4h").stdout
     assert text.splitlines()[0].startswith("RULE")
     assert text.splitlines()[-1].split()[:2] == ["all", "3"]
     assert "\x1b" not in text

@@ -1,0 +1,234 @@
+"""Where the wings meet: settings in, a running router out. The only place that joins adapters to the flow."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import random
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from router.cache.memory import MemoryCache
+from router.catalog.lookup import Catalog
+from router.catalog_file import load_catalog
+from router.classify.model import LinearClassifier
+from router.errors import MissingCredential, SettingsError
+from router.keys import KeyRing, read_keys
+from router.policy.check import compile_folder
+from router.policy.store import PolicyStore
+from router.seams import CacheBackend, Deadlines, TraceSink
+from router.serve.headers import Credential
+from router.serve.passthrough import Passthrough
+from router.serve.pipeline import Parts, Pipeline
+from router.serve.plan import Planner
+from router.settings import Settings
+from router.trace.metrics import MetricsSink
+from router.trace.sqlite import SqliteTraceReader, SqliteTraceSink, open_sink, path_of
+from router.upstream.http1 import Http1Upstream
+from router.web.admin import AdminServices, create_admin
+from router.web.api import Api, ApiServices, Identity
+
+_log = logging.getLogger("router")
+_WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+class App:
+    """A router made of its parts: `api` and `admin` are ASGI applications, `start` and `stop` frame their life.
+
+    Making one loads the policies. Raises PolicyError, SettingsError or CatalogError when it could not serve.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.catalog = load_catalog(Path(settings.catalog) if settings.catalog else None)
+        self.classifier = shipped_classifier()
+        compile_set = partial(
+            compile_folder, catalog=self.catalog, classify=self.classifier.label, folder=settings.policies
+        )
+        self.policies = PolicyStore(Path(settings.policies), compile_set, observe=_say_reload)
+        self.policies.load()
+        self.cache = open_cache(settings.cache)
+        self.upstream = Http1Upstream(settings.upstream_url)
+        self.traces: SqliteTraceSink | None = open_sink(settings.traces)
+        self._is_serving = False
+        self._watch: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+        gauges: dict[str, Callable[[], Mapping[str, int]]] = {"upstream_pool": self.upstream.stats}
+        if self.cache is not None:
+            gauges["cache"] = self.cache.stats
+        if self.traces is not None:
+            gauges["traces"] = self.traces.stats
+        self.metrics = MetricsSink(gauges=gauges, revision=lambda: self.policies.current.revision)
+        sinks: tuple[TraceSink, ...] = (self.metrics,) if self.traces is None else (self.traces, self.metrics)
+        planner = Planner(
+            self.policies, self.catalog, self.classifier, Calendar(time.time), has_cache=self.cache is not None
+        )
+        parts = Parts(
+            planner=planner,
+            catalog=self.catalog,
+            cache=self.cache,
+            upstream=self.upstream,
+            deadlines=Deadlines(),
+            sinks=sinks,
+            wall_clock=time.time,
+            jitter=random.random,
+        )
+        self.api = Api(
+            ApiServices(
+                pipeline=Pipeline(parts),
+                passthrough=Passthrough(parts, self.policies),
+                identify=_doorkeeper(settings),
+                new_trace_id=TraceIds(os.urandom),
+                monotonic=time.perf_counter,
+                wall_clock_ns=time.time_ns,
+                report=_report,
+            )
+        )
+        trace_file = path_of(settings.traces)
+        self.admin = create_admin(
+            AdminServices(
+                readiness=self._readiness,
+                metrics=self.metrics.render,
+                policy_status=self.policies.status,
+                reader=SqliteTraceReader(trace_file) if trace_file is not None else None,
+                flush=partial(self.traces.flush, 1.0) if self.traces is not None else None,
+                admin_token=settings.admin_token,
+                version=version("model-router"),
+                is_draining=self._stopping.is_set,
+            )
+        )
+
+    async def start(self) -> None:
+        """Begin to watch the policies; from now on `/readyz` answers 200."""
+        self._watch = asyncio.get_running_loop().create_task(self.policies.run(self._stopping))
+        self._is_serving = True
+
+    def drain(self) -> None:
+        """No longer ready; what is under way goes on."""
+        self._is_serving = False
+        self._stopping.set()
+
+    async def stop(self) -> None:
+        """Let everything go; what was traced is in the store when this returns."""
+        self.drain()
+        if self._watch is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+        await self.upstream.close()
+        if self.cache is not None:
+            await self.cache.close()
+        if self.traces is not None:
+            await asyncio.to_thread(self.traces.close)
+
+    def _readiness(self) -> tuple[bool, Mapping[str, Any]]:
+        return self._is_serving, {"revision": self.policies.current.revision, "serving": self._is_serving}
+
+
+class Calendar:
+    """The hour and weekday in UTC, worked out once an hour. `clock` gives Unix seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._hour = -1
+        self._today = (0, "thu")
+
+    def __call__(self) -> tuple[int, str]:
+        hour = int(self._clock() // 3600)
+        if hour != self._hour:
+            self._hour = hour
+            self._today = (hour % 24, _WEEKDAYS[(hour // 24 + 3) % 7])  # 1970-01-01 was a Thursday
+        return self._today
+
+
+class TraceIds:
+    """Trace ids, 32 hex digits that nobody can guess; the system is asked for randomness once in 256 ids."""
+
+    def __init__(self, random_bytes: Callable[[int], bytes]) -> None:
+        self._random_bytes = random_bytes
+        self._store: list[str] = []
+
+    def __call__(self) -> str:
+        if not self._store:
+            drawn = self._random_bytes(16 * 256).hex()
+            self._store = [drawn[at : at + 32] for at in range(0, len(drawn), 32)]
+        return self._store.pop()
+
+
+def shipped_classifier() -> LinearClassifier:
+    """The classifier with the weights of the package."""
+    return LinearClassifier(files("router").joinpath("data/classifier.bin").read_bytes())
+
+
+def open_cache(url: str) -> CacheBackend | None:
+    """The cache a setting names; None for `off`. Raises SettingsError."""
+    if url == "off":
+        return None
+    parts = urlsplit(url)
+    if parts.scheme == "memory":
+        options = parse_qs(parts.query, keep_blank_values=True)
+        unknown = set(options) - {"max_mb"}
+        megabytes = options.get("max_mb", ["256"])[-1]
+        if not unknown and megabytes.isdecimal() and int(megabytes) > 0:
+            return MemoryCache(int(megabytes) * 1024 * 1024, time.monotonic)
+    raise SettingsError(
+        f"`cache` is `{url}`, expected `memory://?max_mb=256` or `off`",
+        hint="a Redis cache is not part of this version",
+    )
+
+
+def load_keys(path: str) -> KeyRing:
+    """The key ring of a file. Raises SettingsError."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as exc:
+        raise SettingsError(f"`keys`: cannot read `{path}`: {exc.strerror}") from exc
+    return read_keys(path, data)
+
+
+def _doorkeeper(settings: Settings) -> Callable[[Credential], Identity]:
+    """Who a credential is: a key of ours with the upstream's key in its place, or the client's own passed on."""
+    if settings.keys is not None and settings.upstream_api_key is not None:
+        ring = load_keys(settings.keys)
+        upstream = Credential(b"x-api-key", settings.upstream_api_key.encode())
+
+        def identify(credential: Credential) -> Identity:
+            key = ring.find(credential.secret())
+            if key is None:
+                raise MissingCredential("invalid x-api-key")
+            return Identity(key.tenant, key.name, key.policy, upstream)
+
+        return identify
+    # Without the owner's secret the hash is still one-way and of a domain of its own; API keys are long and random.
+    secret = hashlib.sha256(b"model-router tenant\0" + (settings.tenant_secret or "").encode()).digest()
+
+    def pass_on(credential: Credential) -> Identity:
+        name = hashlib.blake2b(credential.secret(), key=secret, digest_size=16).hexdigest()
+        return Identity(name, "", None, credential)
+
+    return pass_on
+
+
+def _say_reload(was_taken: bool, outcome: str) -> None:
+    if was_taken:
+        _log.info("policies: revision %s is in force", outcome)
+    else:
+        _log.error("policies: refused, the last good set keeps serving\n%s", outcome)
+
+
+def _report(trace_id: str, error: BaseException) -> None:
+    """Say where an unforeseen error came from; its message is left out, because it may hold a client's words."""
+    places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
+    _log.error("trace %s: unforeseen %s at %s", trace_id, type(error).__name__, " < ".join(reversed(places)))
+
+
+__all__ = ["App", "Calendar", "Catalog", "load_keys", "open_cache", "shipped_classifier"]
