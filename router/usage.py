@@ -85,12 +85,12 @@ class UsageMeter:
         kind = payload.get("type")
         if kind == "message_start":
             message = payload.get("message")
-            if isinstance(message, Mapping):
+            if isinstance(message, dict):
                 self.message(message)
                 self.is_final = False
         elif kind == "message_delta":
             delta = payload.get("delta")
-            if isinstance(delta, Mapping) and delta.get("stop_reason") is not None:
+            if isinstance(delta, dict) and delta.get("stop_reason") is not None:
                 self.stop_reason = _text(delta["stop_reason"])
             self._take(payload.get("usage"))
             self.is_final = True
@@ -100,7 +100,7 @@ class UsageMeter:
     def error(self, payload: Mapping[str, Any]) -> None:
         """Take an error body or an `error` event."""
         error = payload.get("error")
-        self.error_type = (_text(error.get("type")) if isinstance(error, Mapping) else None) or "api_error"
+        self.error_type = (_text(error.get("type")) if isinstance(error, dict) else None) or "api_error"
 
     def usage(self) -> Usage | None:
         """The usage so far; None when the upstream has reported none."""
@@ -112,8 +112,8 @@ class UsageMeter:
         iterations = counts.get("iterations")
         return Usage(
             tokens=_tokens(counts),
-            thinking=_count(details.get("thinking_tokens")) if isinstance(details, Mapping) else 0,
-            web_searches=_count(server_tools.get("web_search_requests")) if isinstance(server_tools, Mapping) else 0,
+            thinking=_count(details.get("thinking_tokens")) if isinstance(details, dict) else 0,
+            web_searches=_count(server_tools.get("web_search_requests")) if isinstance(server_tools, dict) else 0,
             iterations=_iterations(iterations) if isinstance(iterations, list) else (),
             service_tier=_text(counts.get("service_tier")),
             geo=_text(counts.get("inference_geo")),
@@ -123,15 +123,15 @@ class UsageMeter:
 
     def _take(self, usage: object) -> None:
         """Overlay the counts of `usage`: a later value replaces an earlier one, null replaces nothing."""
-        if isinstance(usage, Mapping):
+        if isinstance(usage, dict):
             self._counts.update((name, value) for name, value in usage.items() if value is not None)
 
 
 def _tokens(counts: Mapping[str, Any]) -> Tokens:
     written = _count(counts.get("cache_creation_input_tokens"))
     split = counts.get("cache_creation")
-    one_hour = _count(split.get("ephemeral_1h_input_tokens")) if isinstance(split, Mapping) else 0
-    five_minutes = _count(split.get("ephemeral_5m_input_tokens")) if isinstance(split, Mapping) else 0
+    one_hour = _count(split.get("ephemeral_1h_input_tokens")) if isinstance(split, dict) else 0
+    five_minutes = _count(split.get("ephemeral_5m_input_tokens")) if isinstance(split, dict) else 0
     return Tokens(
         input=_count(counts.get("input_tokens")),
         cache_read=_count(counts.get("cache_read_input_tokens")),
@@ -145,7 +145,7 @@ def _iterations(entries: list[Any]) -> tuple[Iteration, ...]:
     return tuple(
         Iteration(kind=_text(entry.get("type")) or "message", model=_text(entry.get("model")), tokens=_tokens(entry))
         for entry in entries
-        if isinstance(entry, Mapping)
+        if isinstance(entry, dict)
     )
 
 

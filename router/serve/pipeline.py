@@ -103,8 +103,9 @@ class Pipeline:
     async def finish(self, exchange: Exchange) -> None:
         """Close the books of one request, after its last byte or the lack of it; the trace goes to every sink."""
         trace = exchange.trace
-        if exchange.after_last_byte is not None:
-            await exchange.after_last_byte()
+        after_last_byte, exchange.after_last_byte = exchange.after_last_byte, None  # it refers back to the exchange
+        if after_last_byte is not None:
+            await after_last_byte()
         if not trace.price_version:
             book(trace, self._parts.catalog)
         if exchange.facts is not None:
@@ -239,7 +240,7 @@ class Pipeline:
         error = payload.get("error") if payload is not None else None
         kind = _ERROR_TYPES.get(answer.status, "api_error" if answer.status >= 500 else "invalid_request_error")
         request_id = exchange.trace.request_id or ""
-        if isinstance(error, Mapping) and isinstance(error.get("type"), str):
+        if isinstance(error, dict) and isinstance(error.get("type"), str):
             kind = error["type"]
         elif payload is None:
             body = error_body(

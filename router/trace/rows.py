@@ -72,14 +72,14 @@ def row_of(trace: Trace, *, is_thin: bool = False) -> tuple[Cell, ...]:
         _text(trace.outcome),
         _optional(trace.error_type),
         _optional(trace.error_code),
-        None if is_thin or not labels else _json(dict(labels)),
+        None if is_thin or not labels else _json(labels),
         _texts(trace.tags),
         _texts(trace.edits),
         None if is_thin else _texts(trace.why),
         None if usage is None else _json(usage_json(usage)),
         None if is_thin or not trace.spans else _json(trace.spans[:MAX_ITEMS]),
         _json([attempt_json(attempt) for attempt in trace.attempts[:MAX_ITEMS]]) if trace.attempts else None,
-        None if is_thin or trace.facts is None else _json(dict(trace.facts)),
+        None if is_thin or trace.facts is None else _json(trace.facts),
     )
 
 

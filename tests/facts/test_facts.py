@@ -259,3 +259,9 @@ def test_a_language_is_told_by_script_or_common_words(text: str, language: str |
 def test_code_is_told_by_its_lines(text: str, low: float, high: float) -> None:
     """A share of lines, fences counted whole."""
     assert low <= code_share(text) <= high
+
+
+def test_every_counted_fact_is_recorded() -> None:
+    """The record is spelled out by hand; it holds each declared fact that the one pass counts, and no other."""
+    counted = {name for name, spec in FACTS.items() if spec.cost == "counted"} - {"user"}
+    assert set(Facts().recorded()) == counted
