@@ -27,6 +27,7 @@ from classifier_report import report, write_predictions
 from wordings import generate
 
 from router.classify.features import extract
+from router.classify.features import names as names_of
 from router.classify.label import STRUCTURED_TASKS, TASKS
 from router.classify.model import DIFFICULTY, HEADS, LANE, PLACES, LinearClassifier, pack_weights
 
@@ -113,7 +114,7 @@ def read_rows(labelled: Sequence[dict[str, Any]], share: float = 1.0) -> list[Ro
         easy = item["task"] in STRUCTURED_TASKS
         rows.append(
             Row(
-                tuple(sorted(set(names)) for names in places),
+                tuple(sorted(names_of(parts)) for parts in places),
                 TASKS.index(item["task"]),
                 DEPTH_OF[easy][item["difficulty"]],
                 item["template"],
@@ -125,17 +126,20 @@ def read_rows(labelled: Sequence[dict[str, Any]], share: float = 1.0) -> list[Ro
 
 
 def vocabulary(rows: Sequence[Row], limit: int) -> list[bytes]:
-    """Features that several templates share: what one template says alone is that template, not the task."""
+    """Features that several templates share: what one template says alone is that template, not the task.
+
+    The most shared come first; the file keeps this order, so that what most requests look up lies close together.
+    """
     seen: dict[bytes, set[str]] = defaultdict(set)
     for row in rows:
-        for names in row.features:
-            for name in names:
+        for place in row.features:
+            for name in place:
                 if len(seen[name]) < 64:
                     seen[name].add(row.template)
     least = {True: 6, False: 3}
     kept = [(len(where), name) for name, where in seen.items() if len(where) >= least[name.startswith(b"m:")]]
     kept.sort(key=lambda pair: (-pair[0], pair[1]))
-    return sorted(name for _, name in kept[:limit] if b"\n" not in name)
+    return [name for _, name in kept[:limit] if b"\n" not in name]
 
 
 def make_batches(rows: Sequence[Row], names: Sequence[bytes], size: int, seed: int) -> list[Batch]:

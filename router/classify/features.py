@@ -5,14 +5,14 @@ what lies between is mostly the document it speaks about. So the ends are read a
 stems, the stretch next to them as words only, and the rest not at all. Words of system and user share their features,
 because wordings move between the two; a tag is added where position tells something. Words are bytes: one
 `bytes.translate` folds case, digits and punctuation in a fixed number of C calls, and features are looked up by
-themselves in the model's vocabulary, so that nothing is hashed with a salted or slow hash.
+themselves in the model's vocabulary, each kind among its own, so that no tagged copy of a word is ever made.
 
 Every function takes any JSON value and treats what it does not know as absent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -44,29 +44,61 @@ _FOLD = _fold_table()
 
 # Quotes, dashes and signs of Latin texts outside ASCII; folded to a blank before the words are cut.
 _MARKS = tuple(mark.encode() for mark in "“”«»–—…¿¡")
-_CODE_MARKS = (b"```", b"def ", b"import ", b"return ", b"{\n", b");", b"};", b"=>", b"()", b"self.")
-_MATHS_MARKS = (b"$", b"\\", b"^", b"=", b"%")
+_CODE_WORDS = (b"def ", b"import ", b"return ", b"self.")
+# Made of signs but for `{` and a line break; looked for among the few signs before the text is searched.
+_CODE_SIGNS = ((b"```", b"```"), (b"{", b"{\n"), (b");", b");"), (b"};", b"};"), (b"=>", b"=>"), (b"()", b"()"))
 _OPTION_MARKS = (b"\nA)", b"\nA.", b"(A) ", b"ptions", b"hoices")
-# What `bytes.translate` deletes to leave only digits, or only the signs that programs are full of.
+# What `bytes.translate` deletes to leave only digits, the signs that programs are full of, or those of maths.
 _NO_DIGITS = bytes(sorted(set(range(256)) - set(b"0123456789")))
+# Names of the steps of a coarse count; no text in memory is longer than the last.
+_STEPS = tuple(str(step).encode() for step in range(33))
 _NO_SIGNS = bytes(sorted(set(range(256)) - set(b"{}[]()=<>;_#*/+`")))
+_NO_MATHS = bytes(sorted(set(range(256)) - set(b"$\\^=%")))
+
+
+# A feature is a key of some kind: its name is the tag of the kind and the key. Keys of a kind are looked up among
+# themselves, so that a word is cut and hashed once, whatever it is looked up as. A pair is a tuple of its two words.
+PLAIN, PAIR, STEMMED, LEADING, FRONT, BACK, NEAR, LINE = range(8)
+TAGS = (b"", b"", b"~", b"s:", b"h:", b"t:", b"m:", b"l:")
+Key = bytes | tuple[bytes, bytes]
+Part = tuple[int, Set[Key]]
+_KIND_OF_TAG = {tag[:-1]: kind for kind, tag in enumerate(TAGS) if tag.endswith(b":")}
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What was read of one request: feature names by place, and what the structure says.
+    """What was read of one request: by place, the distinct keys of each kind that occurs there.
 
-    `system`, `ends`, `ask` (first and last line) and `middle` hold feature names that words made; `structure` names
-    that the shape of the request made (each starts with `#`). `seen` counts the words of system and ends, which are
-    the evidence there is.
+    `system`, `ends`, `ask` (first and last line) and `middle` hold what words made; `structure` what the shape of the
+    request made (plain keys that start with `#`).
     """
 
-    system: list[bytes]
-    ends: list[bytes]
-    ask: list[bytes]
-    middle: list[bytes]
-    structure: list[bytes]
-    seen: int
+    system: list[Part]
+    ends: list[Part]
+    ask: list[Part]
+    middle: list[Part]
+    structure: list[Part]
+
+
+def names(parts: Iterable[Part]) -> list[bytes]:
+    """The names of the features of a place, as the weights file spells them."""
+    return [
+        TAGS[kind] + (key if isinstance(key, bytes) else key[0] + b" " + key[1]) for kind, keys in parts for key in keys
+    ]
+
+
+def kind_and_key(name: bytes) -> tuple[int, Key]:
+    """The kind and the key of a feature by its name: `names` read backwards."""
+    if name.startswith(b"#"):
+        return PLAIN, name
+    if name.startswith(b"~"):
+        return STEMMED, name[1:]
+    tag, colon, key = name.partition(b":")
+    if colon:
+        kind = _KIND_OF_TAG.get(tag, PLAIN)
+        return (kind, key) if kind else (PLAIN, name)
+    left, blank, right = name.partition(b" ")
+    return (PAIR, (left, right)) if blank else (PLAIN, name)
 
 
 def extract(body: Mapping[str, Any]) -> Features:
@@ -77,39 +109,35 @@ def extract(body: Mapping[str, Any]) -> Features:
     _parameters(body, structure)
     tool_words = _tools(body, structure)
     _shape_of_text(head, tail, shape, structure)
-
-    system: list[bytes] = []
-    system_words = _first_words(system_head, SYSTEM_WORDS)
-    _pairs(system_words, system)
-    system += [b"s:" + word for word in system_words[:LEAD_WORDS]]
-    if system_tail:
-        _pairs(_last_words(system_tail, ASK_WORDS), system)
-    system += tool_words
     structure.append(b"#system=" + _bucket(len(system_head)))
 
-    ends: list[bytes] = []
+    system: list[Part] = []
+    if system_head or tool_words:
+        system_words = _first_words(system_head, SYSTEM_WORDS)
+        runs = [system_words, _last_words(system_tail, ASK_WORDS)] if system_tail else [system_words]
+        system = [*_runs(runs, tool_words), (LEADING, set(system_words[:LEAD_WORDS]))]
+
     front, back = head[:EDGE], tail[-EDGE:]
     front_words, back_words = _first_words(front, EDGE_WORDS), _last_words(back, EDGE_WORDS)
-    _pairs(front_words, ends)
-    ends += [b"h:" + word for word in front_words[:LEAD_WORDS]]
+    formed: list[bytes] = []
     if front_words:
-        ends.append(b"h0:" + b" ".join(front_words[:2]))
-    if back_words and back != front:
-        _pairs(back_words, ends)
+        formed.append(b"h0:" + b" ".join(front_words[:2]))
     if back_words:
-        ends += [b"t:" + word for word in back_words[-LAST_WORDS:]]
-        ends.append(b"t0:" + b" ".join(back_words[-2:]))
-    ends += _line_starts(head, tail)
-    ask: list[bytes] = []
+        formed.append(b"t0:" + b" ".join(back_words[-2:]))
+    ends = [
+        *_runs([front_words] if back == front else [front_words, back_words], formed),
+        (FRONT, set(front_words[:LEAD_WORDS])),
+        (BACK, set(back_words[-LAST_WORDS:])),
+        (LINE, _line_starts(head, tail)),
+    ]
     first, last = head[:ASK].split("\n", 1)[0], tail.rstrip()[-ASK:].rsplit("\n", 1)[-1]
-    _pairs(_first_words(first, ASK_WORDS), ask)
+    asked = [_first_words(first, ASK_WORDS)]
     if last != first:
-        _pairs(_last_words(last, ASK_WORDS), ask)
-
-    middle = [b"m:" + word for word in _first_words(head[EDGE:], MIDDLE_WORDS)]
+        asked.append(_last_words(last, ASK_WORDS))
+    near = set(_first_words(head[EDGE:], MIDDLE_WORDS))
     if head is not tail:
-        middle += [b"m:" + word for word in _last_words(tail[:-EDGE], MIDDLE_WORDS)]
-    return Features(system, ends, ask, middle, structure, len(system_words) + len(front_words) + len(back_words))
+        near.update(_last_words(tail[:-EDGE], MIDDLE_WORDS))
+    return Features(system, ends, _runs(asked), [(NEAR, near)], [(PLAIN, set(structure))])
 
 
 def words(text: str) -> list[bytes]:
@@ -132,37 +160,44 @@ def words(text: str) -> list[bytes]:
 
 def _first_words(text: str, most: int) -> list[bytes]:
     """The first words of a text; one in a wide script is cut first, so that no pairs are made to be thrown away."""
+    if text.isascii():
+        return text.encode().translate(_FOLD, b"'").split(None, most)[:most]
     return words(text[: most + 1] if _is_wide(text) else text)[:most]
 
 
 def _last_words(text: str, most: int) -> list[bytes]:
     """The last words of a text, with the same care."""
+    if text.isascii():
+        return text.encode().translate(_FOLD, b"'").split()[-most:]
     return words(text[-most - 1 :] if _is_wide(text) else text)[-most:]
 
 
 def _is_wide(text: str) -> bool:
     """Whether most of three characters looked at belong to a script that is written without blanks (U+2E80 and up)."""
-    if text.isascii():
-        return False
     step = len(text) // 4
     return sum([text[at] >= "\u2e80" for at in (step, 2 * step, 3 * step)]) >= 2
 
 
-def _pairs(found: list[bytes], into: list[bytes]) -> None:
-    """Adds the words themselves, neighbouring pairs and the stems of long words."""
-    into += found
-    into += [left + b" " + right for left, right in pairwise(found)]
-    into += [b"~" + word[:STEM] for word in found if len(word) > STEM]
+def _runs(runs: Iterable[list[bytes]], also: Iterable[bytes] = ()) -> list[Part]:
+    """The words of some stretches of text, their neighbouring pairs and the stems of long words; `also` plain keys."""
+    plain: set[bytes] = set()
+    pairs: set[tuple[bytes, bytes]] = set()
+    for run in runs:
+        plain.update(run)
+        pairs.update(pairwise(run))
+    stems = {word[:STEM] for word in plain if len(word) > STEM}
+    plain.update(also)
+    return [(PLAIN, plain), (PAIR, pairs), (STEMMED, stems)]
 
 
-def _line_starts(head: str, tail: str) -> list[bytes]:
+def _line_starts(head: str, tail: str) -> set[bytes]:
     """First words of lines (`Question`, `A`, `Text`), which show the form of a prompt whatever it is about."""
-    found: list[bytes] = []
+    found: set[bytes] = set()
     for text in (head,) if head is tail else (head, tail):
         for line in text.encode("utf-8", "replace").lower().split(b"\n", MAX_LINES)[:MAX_LINES]:
             start = line[:24].split(None, 1)
             if start:
-                found.append(b"l:" + start[0][:12])
+                found.add(start[0][:12])
     return found
 
 
@@ -237,7 +272,7 @@ def _length(content: Any) -> int:
 
 def _bucket(count: int) -> bytes:
     """A count on a coarse scale of powers of four: 0, 1, 4, 16 … as the name of a step."""
-    return str((count.bit_length() + 1) // 2).encode()
+    return _STEPS[(count.bit_length() + 1) // 2]
 
 
 def _shape_of_text(head: str, tail: str, length: int, structure: list[bytes]) -> None:
@@ -246,18 +281,19 @@ def _shape_of_text(head: str, tail: str, length: int, structure: list[bytes]) ->
     raw = text.encode("utf-8", "replace")
     structure.append(b"#length=" + _bucket(length))
     structure.append(b"#lines=" + _bucket(raw.count(b"\n")))
-    signs = len(raw.translate(None, _NO_SIGNS))
-    structure.append(b"#signs=" + _bucket(signs))
-    if signs > 3:  # searching for marks costs more than all counting; prose is spared it
-        code = sum([mark in raw for mark in _CODE_MARKS])
+    signs = raw.translate(None, _NO_SIGNS)
+    structure.append(b"#signs=" + _bucket(len(signs)))
+    if len(signs) > 3:  # searching for marks costs more than all counting; prose is spared it
+        code = sum([word in raw for word in _CODE_WORDS])
+        code += sum([first in signs and mark in raw for first, mark in _CODE_SIGNS])
         structure.append(b"#code=" + (b"0" if not code else b"1" if code < 3 else b"3"))
-        if b"```" in raw:
+        if b"```" in signs and b"```" in raw:
             structure.append(b"#fence")
-        if b"</" in raw:
+        if b"</" in signs and b"</" in raw:
             structure.append(b"#tags")
-        if any(mark in raw for mark in _OPTION_MARKS):
+        if sum([mark in raw for mark in _OPTION_MARKS]):
             structure.append(b"#options")
-    maths = sum([mark in raw for mark in _MATHS_MARKS])
+    maths = len(set(raw.translate(None, _NO_MATHS)))
     structure.append(b"#maths=" + (b"0" if not maths else b"1" if maths < 3 else b"3"))
     if raw.count(b"|") > 6:
         structure.append(b"#table")

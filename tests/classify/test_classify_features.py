@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.classify.features import extract, words
+from router.classify.features import extract, kind_and_key, names, words
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=30),
@@ -55,7 +55,8 @@ def test_a_document_of_any_size_gives_a_bounded_number_of_features():
         for length in (10_000, 1_000_000):
             text = (unit * (length // len(unit) + 1))[:length]
             features = extract({"messages": [{"role": "user", "content": text}], "system": text})
-            sizes.append(len(features.system) + len(features.ends) + len(features.middle) + len(features.structure))
+            places = (features.system, features.ends, features.middle, features.structure)
+            sizes.append(sum(len(names(place)) for place in places))
         assert sizes[1] <= sizes[0] + 5
         assert sizes[1] < 4_000
 
@@ -65,8 +66,8 @@ def test_thousands_of_blocks_and_tools_are_only_sampled():
     tool = {"name": "look_up", "description": "Looks up", "input_schema": {"type": "object", "properties": {"a": {}}}}
     block = {"type": "text", "text": "a block"}
     features = extract({"messages": [{"role": "user", "content": [block] * 5_000}], "tools": [tool] * 1_000})
-    assert len(features.system) < 200
-    assert len(features.ends) < 400
+    assert len(names(features.system)) < 200
+    assert len(names(features.ends)) < 400
 
 
 def test_a_string_and_one_text_block_read_alike():
@@ -97,5 +98,23 @@ def test_only_the_last_user_text_is_read_as_the_instruction():
         {"role": "user", "content": "shorter"},
     ]
     features = extract({"messages": turns})
-    assert b"zebra" not in features.ends
-    assert b"shorter" in features.ends
+    assert b"zebra" not in names(features.ends)
+    assert b"shorter" in names(features.ends)
+
+
+def test_every_feature_has_a_name_that_leads_back_to_it():
+    """The weights file holds names, a request gives kinds and keys: both must mean the same."""
+    tool = {"name": "set_label", "description": "Sets it", "input_schema": {"properties": {"kind": {"enum": ["a"]}}}}
+    features = extract(
+        {
+            "system": "You are a careful classifier of tickets.",
+            "messages": [
+                {"role": "user", "content": "Question: what is this?\nl:odd ~line #1\n" + "ticket text " * 60}
+            ],
+            "tools": [tool],
+        }
+    )
+    for place in (features.system, features.ends, features.ask, features.middle, features.structure):
+        pairs = [(kind, key) for kind, keys in place for key in keys]
+        assert [kind_and_key(name) for name in names(place)] == pairs
+        assert len(set(names(place))) == len(pairs)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from router.classify.features import extract, names
 from router.classify.label import HARD_TASKS, STRUCTURED_TASKS, TASKS
 from router.classify.model import MAGIC, Correction, LinearClassifier, pack_weights, write_correction
 from router.errors import SettingsError
@@ -149,6 +150,26 @@ def test_small_weights_give_the_sums_they_should():
     assert measured.tasks == [1.0 + 0.5 * 2] * 11
     assert measured.depth == 1.0 + 0.5 * 124
     assert measured.evidence == 0
+
+
+def test_more_rows_than_a_field_can_add_up_are_still_exact():
+    """Every feature known and at the end of its range, more of them than sixteen bits hold."""
+    letters = "bcdfghjklm"
+    texts = [" ".join(a + b for b in side for a in letters) for side in ("aeiouyz", "npqrstv")]
+    request = body(" ".join((texts[0], "x" * 900, texts[1])))
+    features = names(extract(request).ends)
+    assert len(features) > 258
+    header = {
+        "unit": [1.0] * 13,
+        "bias": [0.0] * 13,
+        "place_scale": {"system": 0, "ends": 1, "ask": 0, "middle": 0, "structure": 0},
+        "calibration": dict.fromkeys(
+            ("task_scale", "lane_scale", "lane_bias", "doubt", "threshold", "difficulty_zero"), 1.0
+        ),
+    }
+    for weight in (127, -127):
+        full = LinearClassifier(pack_weights(header, features, bytes([weight % 256]) * 13 * len(features)))
+        assert full.measure(request).tasks == pytest.approx([weight * len(features) ** 0.5] * 11)
 
 
 @pytest.mark.parametrize("broken", [b"", b"x", MAGIC, MAGIC + b"123", MAGIC + zlib.compress(b"{}\n"), WEIGHTS[:-50]])
