@@ -26,6 +26,7 @@ from struct import Struct
 from typing import Any
 
 from router.classify.features import TAGS, Features, Key, Part, extract, kind_and_key, names
+from router.classify.followup import standing_request
 from router.classify.label import HARD_TASKS, STRUCTURED_TASKS, TASKS, Label
 from router.errors import SettingsError
 
@@ -83,9 +84,19 @@ class LinearClassifier:
         self._correction = read_correction(correction) if correction is not None else Correction()
 
     def label(self, body: Mapping[str, Any]) -> Label:
-        """The judgement about one parsed body; any JSON value in any field is fine."""
-        features = extract(body)
-        scores, known = self._scores(features)
+        """The judgement about one parsed body; any JSON value in any field is fine.
+
+        A short follow-up is judged with the request that it follows, and the harder of the two counts.
+        """
+        label = self._label(body)
+        standing = standing_request(body)
+        if standing is None:
+            return label
+        earlier = self._label(standing)
+        return earlier if earlier.p_hard > label.p_hard else label
+
+    def _label(self, body: Mapping[str, Any]) -> Label:
+        scores, known = self._scores(extract(body))
         return self._judge(scores, known)
 
     def lane(self, label: Label) -> str:
