@@ -21,8 +21,8 @@ from router.trace.reader import GROUPS
 def report(url: str, since: str | None, by: str, is_json: bool) -> None:
     """Requests, tokens, cost, baseline and saved by rule, model, task, key, day, policy or lane.
 
-    The baseline is what the same usage costs at the model that was asked for. Answers whose price is unknown are
-    counted under UNKNOWN and are in no sum.
+    The baseline is what the same usage costs at the model that was asked for. Requests whose cost or baseline is
+    unknown are counted under UNKNOWN and are in none of the sums of money.
     """
     with saying_errors():
         reader = open_reader(url)
@@ -36,6 +36,8 @@ def report(url: str, since: str | None, by: str, is_json: bool) -> None:
             "TTFT P50", "P95", "TOOK P50", "P95")  # fmt: skip
     lines = [_line(plain(row[by])[:40] or "-", row) for row in rows]
     print_table([head, *lines, _line("all", totals)], right=range(1, len(head)))
+    if apart := totals["cost_without_baseline_usd"]:
+        click.echo(f"\nof UNKNOWN: {dollars(apart)} $ of cost without a baseline to hold it against, in no sum above")
 
 
 def _line(name: str, row: dict[str, Any]) -> tuple[str, ...]:

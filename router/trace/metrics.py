@@ -18,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from router.trace.money import Money
 from router.trace.record import Trace
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -77,7 +78,7 @@ class MetricsSink(Collector):
         self._gauge_errors = 0
         self._requests: dict[tuple[str, ...], int] = {}
         self._tokens: dict[tuple[str, ...], int] = {}
-        self._money: dict[str, list[int]] = {}  # model: cost, baseline, saved in pico-dollars, answers without a price
+        self._money: dict[str, Money] = {}  # by model
         self._attempts: dict[tuple[str, ...], int] = {}
         self._duration = _Histogram(SECONDS)
         self._ttft = _Histogram(SECONDS)
@@ -142,11 +143,8 @@ class MetricsSink(Collector):
                     _count(self._tokens, (model, kind), count)
         money = self._money.get(model)
         if money is None:
-            money = self._money[model] = [0, 0, 0, 0]
-        money[0] += trace.cost_pusd or 0
-        money[1] += trace.baseline_pusd or 0
-        money[2] += trace.saved_pusd or 0
-        money[3] += trace.cost_pusd is None and usage is not None
+            money = self._money[model] = Money()
+        money.add(trace)
         for attempt in trace.attempts:
             _count(self._attempts, (attempt.lane, attempt.outcome), 1)
         lane = (trace.lane,)
@@ -168,17 +166,29 @@ class MetricsSink(Collector):
             self._requests,
         )
         yield _counter("router_tokens", "Tokens as the upstream reported them.", ("model", "kind"), self._tokens)
-        for place, name, text in (
-            (0, "router_cost_usd", "What requests cost, in dollars; without those whose price is unknown."),
-            (1, "router_baseline_usd", "What the same usage costs at the model asked for, in dollars."),
+        models = self._money.items()
+        for name, text, amount in (
+            (
+                "router_cost_usd",
+                "What requests cost, in dollars; without those whose baseline is unknown.",
+                "cost_pusd",
+            ),
+            ("router_baseline_usd", "What the same usage costs at the model asked for, in dollars.", "baseline_pusd"),
+            (
+                "router_cost_without_baseline_usd",
+                "What is known of the cost of requests without a baseline, in dollars; in no other sum.",
+                "cost_without_baseline_pusd",
+            ),
         ):
-            yield _counter(name, text, ("model",), {(m,): sums[place] / 1e12 for m, sums in self._money.items()})
+            sums: dict[tuple[str, ...], float] = {(model,): getattr(money, amount) / 1e12 for model, money in models}
+            yield _counter(name, text, ("model",), sums)
         saved = GaugeMetricFamily("router_saved_usd", "Baseline less cost, in dollars; may fall.", labels=("model",))
-        for model, sums in self._money.items():
-            saved.add_metric((model,), sums[2] / 1e12)
+        for model, money in models:
+            saved.add_metric((model,), money.saved_pusd / 1e12)
         yield saved
-        unknown: dict[tuple[str, ...], int] = {(model,): sums[3] for model, sums in self._money.items()}
-        yield _counter("router_unknown_cost_requests", "Metered requests without a price.", ("model",), unknown)
+        unknown: dict[tuple[str, ...], int] = {(model,): money.unknown for model, money in models}
+        text = "Metered requests whose cost or baseline is unknown."
+        yield _counter("router_unknown_cost_requests", text, ("model",), unknown)
         yield _counter("router_attempts", "Requests to lanes, by how they ended.", ("lane", "outcome"), self._attempts)
         yield CounterMetricFamily("router_metrics_dropped", "Traces that were not counted.", value=self._dropped)
 

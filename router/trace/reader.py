@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from router.errors import BadFilter, TraceStoreError
 from router.trace.export import usd
+from router.trace.money import COST_APART_SQL, KNOWN_SQL, METERED_SQL
 from router.trace.record import TraceQuery
 from router.trace.rows import trace_json
 from router.trace.schema import COLUMNS
@@ -51,15 +52,12 @@ _EQUALS = (
     ("outcome", "outcome"),
     ("endpoint", "endpoint"),
 )
-# Requests that may cost money: the other paths have no place in a report about money.
-_METERED = "endpoint NOT IN ('models', 'count_tokens', 'passthrough')"
-# An answer that was charged although its price is unknown; a failed request without usage cost nothing.
-_UNKNOWN = "cost_pusd IS NULL AND (usage IS NOT NULL OR status BETWEEN 200 AND 299)"
 
 
-def _exact_sum(column: str) -> str:
+def _exact_sum(column: str, where: str) -> str:
     """Two sums that together are exact: SUM over whole pico-dollars would overflow 64 bits at nine million dollars."""
-    return f"coalesce(SUM({column} / 1000000), 0), coalesce(SUM({column} % 1000000), 0)"
+    halves = (f"CASE WHEN {where} THEN {column} {half} 1000000 END" for half in "/%")
+    return ", ".join(f"coalesce(SUM({half}), 0)" for half in halves)
 
 
 _FIGURES = ", ".join(
@@ -70,10 +68,10 @@ _FIGURES = ", ".join(
         "coalesce(SUM(cache_read_tokens), 0)",
         "coalesce(SUM(cache_write_5m_tokens + cache_write_1h_tokens), 0)",
         "coalesce(SUM(output_tokens), 0)",
-        _exact_sum("cost_pusd"),
-        _exact_sum("baseline_pusd"),
-        _exact_sum("saved_pusd"),
-        f"coalesce(SUM({_UNKNOWN}), 0)",
+        _exact_sum("cost_pusd", KNOWN_SQL),
+        _exact_sum("baseline_pusd", KNOWN_SQL),
+        _exact_sum("cost_pusd", COST_APART_SQL),
+        f"coalesce(SUM(NOT ({KNOWN_SQL})), 0)",
         "coalesce(SUM(cache = 'hit'), 0)",
         "coalesce(SUM(cache = 'coalesced'), 0)",
         "coalesce(SUM(cache = 'miss'), 0)",
@@ -144,25 +142,26 @@ class SqliteTraceReader:
     def report(self, by: str, since_ns: int | None) -> Rows:
         """Requests, tokens, money, cache and latency per group, dearest first (days in their order).
 
-        Each row names its group under `by` (rule, model, task, key, day, policy or lane). Sums are exact; answers
-        whose price is unknown are not in them but counted in `unknown_cost`. `hit_rate` is hits and coalesced answers
-        over look-ups, None where nothing was looked up. Raises BadFilter for another `by`.
+        Each row names its group under `by` (rule, model, task, key, day, policy or lane). Sums are exact, and saved is
+        baseline less cost in every row: requests whose cost or baseline is unknown are in none of the three but counted
+        in `unknown_cost`, with what is known of their cost in `cost_without_baseline_usd`. `hit_rate` is hits and
+        coalesced answers over look-ups, None where nothing was looked up. Raises BadFilter for another `by`.
         """
         if by not in GROUPS:
             raise BadFilter(f"`by` is `{by:.64}`, expected one of {', '.join(f'`{name}`' for name in GROUPS)}")
         group = GROUPS[by]
-        where, since = f"{_METERED} AND started_at_ns >= ?", (since_ns or 0,)
+        where, since = f"{METERED_SQL} AND started_at_ns >= ?", (since_ns or 0,)
         with self._question() as ask:
             figures = ask(f"SELECT {group}, {_FIGURES} FROM traces WHERE {where} GROUP BY 1", since)  # noqa: S608 - `group` is out of GROUPS
             ttft = {row[0]: row[1:] for row in ask(_quantiles(group, "ttft_s", where), since)}
             duration = {row[0]: row[1:] for row in ask(_quantiles(group, "duration_s", where), since)}
         rows = [{by: row[0], **_figures(row[1:], ttft.get(row[0]), duration.get(row[0]))} for row in figures]
-        rows.sort(key=lambda row: row[by] if by == "day" else (-row["cost_usd"], -row["requests"], row[by]))
+        rows.sort(key=lambda row: row[by] if by == "day" else (-_spent(row), -row["requests"], row[by]))
         return rows
 
     def totals(self, since_ns: int | None) -> Row:
         """One row of `report` over everything since `since_ns` (None: since the beginning)."""
-        where, since = f"{_METERED} AND started_at_ns >= ?", (since_ns or 0,)
+        where, since = f"{METERED_SQL} AND started_at_ns >= ?", (since_ns or 0,)
         with self._question() as ask:
             figures = ask(f"SELECT {_FIGURES} FROM traces WHERE {where}", since)[0]  # noqa: S608 - constants of the house
             ttft = ask(_quantiles("0", "ttft_s", where), since)
@@ -249,9 +248,14 @@ def _quantiles(group: str, column: str, where: str) -> str:
     )
 
 
+def _spent(row: Row) -> Any:
+    return row["cost_usd"] + row["cost_without_baseline_usd"]
+
+
 def _figures(cells: Sequence[Any], ttft: Sequence[Any] | None, duration: Sequence[Any] | None) -> Row:
     requests, not_ok, input_, read, write, output, *money, unknown, hits, coalesced, misses = cells
-    cost, baseline, saved = (money[at] * 1_000_000 + money[at + 1] for at in (0, 2, 4))
+    cost, baseline, cost_apart = (money[at] * 1_000_000 + money[at + 1] for at in (0, 2, 4))
+    saved = baseline - cost
     looked_up = hits + coalesced + misses
     return {
         "requests": requests,
@@ -265,6 +269,7 @@ def _figures(cells: Sequence[Any], ttft: Sequence[Any] | None, duration: Sequenc
         "saved_usd": usd(saved),
         "saved_share": round(saved / baseline, 4) if baseline else None,
         "unknown_cost": unknown,
+        "cost_without_baseline_usd": usd(cost_apart),
         "cache_hits": hits,
         "cache_coalesced": coalesced,
         "cache_misses": misses,

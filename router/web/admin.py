@@ -31,6 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from router.errors import BadFilter, RouterError, TraceStoreError
 from router.trace.export import encode_json
 from router.trace.filters import read_query, read_since, write_mark
+from router.trace.metrics import CONTENT_TYPE
 from router.trace.record import TraceQuery
 
 T = TypeVar("T")
@@ -41,7 +42,6 @@ _OPEN_PATHS = ("/healthz", "/readyz")
 _MAX_FORM = 4_096
 _TAILS_MAX = 32  # live tails at once; each asks the store a question a second
 _POLL_S = 1.0
-_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SAFE_HEADERS = (
     (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"),
     (b"x-content-type-options", b"nosniff"),
@@ -185,7 +185,7 @@ class _Rooms:
 
     async def metrics(self, _: Request) -> Response:
         text = await anyio.to_thread.run_sync(self._services.metrics)
-        return Response(text, headers={"content-type": _METRICS_TYPE, "cache-control": "no-store"})
+        return Response(text, headers={"content-type": CONTENT_TYPE, "cache-control": "no-store"})
 
     async def policy(self, _: Request) -> Response:
         return _json(self._services.policy_status())

@@ -196,3 +196,15 @@ def test_the_report_adds_up(url: str) -> None:
     assert text.splitlines()[-1].split()[:2] == ["all", "3"]
     assert "\x1b" not in text
     assert run(report, "--traces", url, "--by", "moon").exit_code == 2
+
+
+def test_cost_without_a_baseline_has_a_line_of_its_own(url: str, tmp_path: Path) -> None:
+    """It is in no column, and it is not hidden; without any there is no line."""
+    assert "of UNKNOWN" not in run(report, "--traces", url).stdout
+    sink = SqliteTraceSink(tmp_path / "router.db")
+    sink.write(a_trace(3, cost_pusd=3_300_000_000, baseline_pusd=None, saved_pusd=None))
+    sink.close()
+    totals = json.loads(run(report, "--traces", url, "--json").stdout)["totals"]
+    assert totals["cost_usd"] == pytest.approx(totals["baseline_usd"] - totals["saved_usd"], abs=1e-15)
+    assert (totals["unknown_cost"], totals["cost_without_baseline_usd"]) == (2, 0.0033)
+    assert run(report, "--traces", url).stdout.splitlines()[-1].startswith("of UNKNOWN: 0.003300 $")

@@ -51,12 +51,19 @@ def test_finished_traces_are_counted_once() -> None:
 
 
 def test_an_unknown_price_is_counted_apart() -> None:
-    """It adds nothing to the cost and is visible."""
+    """It adds nothing to any sum and is visible, with usage or without; what is not metered is not unknown either."""
     sink = MetricsSink()
-    sink.write(a_trace(1, cost_pusd=None, baseline_pusd=None, saved_pusd=None))
+    unknown = {"cost_pusd": None, "baseline_pusd": None, "saved_pusd": None}
+    sink.write(a_trace(1, **unknown))
+    sink.write(a_trace(2, usage=None, status=200, **unknown))
+    sink.write(a_trace(3, cost_pusd=10**12, baseline_pusd=None, saved_pusd=None))
+    sink.write(a_trace(4, cost_pusd=None, baseline_pusd=10**12, saved_pusd=None))
+    sink.write(a_trace(5, endpoint="batches", **unknown))
     found = samples(sink)
-    assert found["router_cost_usd_total", "claude-haiku-4-5"] == 0
-    assert found["router_unknown_cost_requests_total", "claude-haiku-4-5"] == 1
+    for name in ("router_cost_usd_total", "router_baseline_usd_total", "router_saved_usd"):
+        assert found[name, "claude-haiku-4-5"] == 0
+    assert found["router_cost_without_baseline_usd_total", "claude-haiku-4-5"] == 1.0
+    assert found["router_unknown_cost_requests_total", "claude-haiku-4-5"] == 4
 
 
 def test_a_client_cannot_grow_the_series_without_end() -> None:

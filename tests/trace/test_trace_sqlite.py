@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
 from router.errors import BadFilter, SettingsError, TraceStoreError
-from router.trace.export import as_json, encode_json
+from router.trace.export import as_json, encode_json, usd
+from router.trace.metrics import MetricsSink
 from router.trace.record import Attempt, Trace, TraceQuery
 from router.trace.schema import MIGRATIONS, migrate
 from router.trace.sqlite import SqliteTraceReader, SqliteTraceSink, open_sink, path_of
@@ -119,11 +124,11 @@ def test_ten_thousand_traces_are_all_there_and_their_sums_are_exact(sink: Sqlite
 def test_sums_beyond_sixty_four_bits_stay_exact(sink: SqliteTraceSink, path: Path) -> None:
     """Nine million dollars in pico-dollars is where SQLite's own SUM overflows."""
     for n in range(4):
-        sink.write(a_trace(n, cost_pusd=2**62 + n, saved_pusd=-(2**62) - n))
+        sink.write(a_trace(n, cost_pusd=2**62 + n, baseline_pusd=1, saved_pusd=1 - 2**62 - n))
     assert sink.flush()
     totals = SqliteTraceReader(path).totals(None)
     assert int(totals["cost_usd"].scaleb(12)) == 4 * 2**62 + 6
-    assert int(totals["saved_usd"].scaleb(12)) == -4 * 2**62 - 6
+    assert int(totals["saved_usd"].scaleb(12)) == 4 - 4 * 2**62 - 6
 
 
 def test_pages_by_key_meet_every_row_once(sink: SqliteTraceSink, path: Path) -> None:
@@ -184,13 +189,16 @@ def test_two_requests_of_one_caller_trace_are_both_kept(sink: SqliteTraceSink, p
 
 
 def test_the_report_counts_unknown_cost_apart(sink: SqliteTraceSink, path: Path) -> None:
-    """An unknown price is no zero; a failed request without usage cost nothing; other paths are not about money."""
+    """An unknown price is no zero, with usage or without; a refused request cost nothing; other paths are not money."""
     unknown = {"cost_pusd": None, "baseline_pusd": None, "saved_pusd": None}
     sink.write(a_trace(1, cache="hit", cost_pusd=0, saved_pusd=3_000_000_000, ttft_s=0.001))
     sink.write(a_trace(2))
     sink.write(a_trace(3, rule="b", **unknown))
-    sink.write(a_trace(4, rule="b", outcome="upstream_error", status=529, usage=None, ttft_s=None, **unknown))
-    sink.write(a_trace(5, endpoint="models", rule="", usage=None, **unknown))
+    nothing = {"usage": None, "ttft_s": None, "cost_pusd": 0, "baseline_pusd": 0, "saved_pusd": 0}
+    sink.write(a_trace(4, rule="b", outcome="upstream_error", status=529, **nothing))
+    sink.write(a_trace(6, rule="b", outcome="upstream_error", status=504, usage=None, ttft_s=None, **unknown))
+    for number, endpoint in enumerate(("models", "batches", "passthrough", "count_tokens", "wrong_method"), start=10):
+        sink.write(a_trace(number, endpoint=endpoint, rule="", usage=None, **unknown))
     assert sink.flush()
     first, second = SqliteTraceReader(path).report("rule", None)
     assert (first["rule"], first["requests"], first["unknown_cost"], first["hit_rate"]) == (
@@ -201,8 +209,56 @@ def test_the_report_counts_unknown_cost_apart(sink: SqliteTraceSink, path: Path)
     )
     assert str(first["cost_usd"]) == "0.001000000001"
     assert (first["ttft_p50_s"], first["ttft_p95_s"]) == (0.001, 0.25)
-    assert (second["rule"], second["requests"], second["unknown_cost"], second["not_ok"]) == ("b", 2, 1, 1)
-    assert second["cost_usd"] == 0
+    assert (second["rule"], second["requests"], second["unknown_cost"], second["not_ok"]) == ("b", 3, 2, 2)
+    assert second["cost_usd"] == second["cost_without_baseline_usd"] == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["messages", "messages", "batches"]),
+            st.sampled_from(["a", "b"]),
+            st.none() | st.integers(0, 2**62),
+            st.none() | st.integers(0, 2**62),
+        ),
+        max_size=12,
+    )
+)
+def test_the_sums_of_money_never_contradict_each_other(rows: list[tuple[str, str, int | None, int | None]]) -> None:
+    """Cost is baseline less saved in each row and in all, to the pico-dollar; the metrics say the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, metrics = Path(folder) / "router.db", MetricsSink()
+        sink = SqliteTraceSink(path, flush_interval_s=0.01)
+        for number, (endpoint, rule, cost, baseline) in enumerate(rows):
+            saved = None if cost is None or baseline is None else baseline - cost
+            money = {"cost_pusd": cost, "baseline_pusd": baseline, "saved_pusd": saved, "model_sent": rule}
+            trace = a_trace(number, endpoint=endpoint, rule=rule, **money)
+            sink.write(trace)
+            metrics.write(trace)
+        sink.close()
+        reader = SqliteTraceReader(path)
+        told = {
+            (sample.name, sample.labels.get("model")): sample.value
+            for family in text_string_to_metric_families(metrics.render().decode())
+            for sample in family.samples
+        }
+        for row in [*reader.report("rule", None), {"rule": None, **reader.totals(None)}]:
+            metered = [r for r in rows if r[0] == "messages" and row["rule"] in (None, r[1])]
+            known = [(c, b) for _, _, c, b in metered if c is not None and b is not None]
+            apart = sum(c for _, _, c, b in metered if c is not None and b is None)
+            cost, baseline = sum(c for c, _ in known), sum(b for _, b in known)
+            sums = ("cost_usd", "baseline_usd", "saved_usd", "cost_without_baseline_usd")
+            assert [row[name] for name in sums] == [usd(n) for n in (cost, baseline, baseline - cost, apart)]
+            assert (row["requests"], row["unknown_cost"]) == (len(metered), len(metered) - len(known))
+            assert row["saved_share"] == (round((baseline - cost) / baseline, 4) if baseline else None)
+            if row["rule"] is not None:
+                own = row["rule"]
+                assert told["router_cost_usd_total", own] == cost / 1e12
+                assert told["router_baseline_usd_total", own] == baseline / 1e12
+                assert told["router_saved_usd", own] == (baseline - cost) / 1e12
+                assert told["router_cost_without_baseline_usd_total", own] == apart / 1e12
+                assert told["router_unknown_cost_requests_total", own] == row["unknown_cost"]
 
 
 @pytest.mark.parametrize(

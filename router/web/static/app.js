@@ -42,9 +42,11 @@ async function figures() {
   if (since) p.set("since", since);
   const { rows, totals } = await ask(`/report?${p}`);
   const card = (name, value, note, kind = "") => h(`div.card${kind}`, {}, h("span", {}, name), h("strong", {}, value), h("small", {}, note));
+  const unknown = totals.cost_without_baseline_usd ? `+ ${dollars(totals.cost_without_baseline_usd)} without a baseline (${count(totals.unknown_cost)} unknown)`
+    : totals.unknown_cost ? `+ ${count(totals.unknown_cost)} of unknown price` : "every price known";
   $("totals").replaceChildren(
     card("Saved", dollars(totals.saved_usd), totals.saved_share === null ? "against the model asked for" : `${percent(totals.saved_share)} of ${dollars(totals.baseline_usd)}`, totals.saved_usd < 0 ? ".loss" : ".gain"),
-    card("Cost", dollars(totals.cost_usd), totals.unknown_cost ? `+ ${count(totals.unknown_cost)} of unknown price` : "every price known"),
+    card("Cost", dollars(totals.cost_usd), unknown),
     card("Requests", count(totals.requests), totals.not_ok ? `${count(totals.not_ok)} not ok` : "all ok"),
     card("Cache hits", percent(totals.hit_rate), `${count(totals.cache_hits + totals.cache_coalesced)} of ${count(totals.cache_hits + totals.cache_coalesced + totals.cache_misses)} look-ups`),
     card("First token", seconds(totals.ttft_p50_s), `p95 ${seconds(totals.ttft_p95_s)}`),
