@@ -1,8 +1,13 @@
-"""Request bodies as strict JSON (RFC 8259): one object, no duplicate keys, no NaN, bounded depth."""
+"""Request bodies as strict JSON: one object, no duplicate keys, bounded depth, no NaN, no number beyond a double.
+
+RFC 8259 leaves lone surrogates and large numbers to the reader; strict readers refuse them, and so does this one.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from math import isinf
 from typing import Any
 
 from router.simulator.refusal import Refusal
@@ -11,6 +16,11 @@ MAX_DEPTH = 300  # the deepest nesting taken, in brackets; far above anything a 
 MESSAGES_MAX_BYTES = 32 * 1024 * 1024
 BATCH_MAX_BYTES = 256 * 1024 * 1024
 FILE_MAX_BYTES = 500 * 1024 * 1024
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+# Every escape of a text that is JSON: a pair of surrogates, one that stands alone, any other.
+_ESCAPE = re.compile(
+    r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|u[dD](?P<high>[89abAB])..|u[dD](?P<low>[c-fC-F])..|.)", re.DOTALL
+)
 
 
 def to_json(value: Any) -> bytes:
@@ -24,7 +34,10 @@ def read_object(raw: bytes) -> dict[str, Any]:
         text = raw.decode("utf-8")
         if text.startswith("\ufeff"):
             raise ValueError("byte order mark")
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer)
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer, parse_float=_float
+        )
+        _refuse_halves(text)
     except (ValueError, RecursionError) as exc:
         raise Refusal(f"The request body is not valid JSON: {exc}") from exc
     if not isinstance(value, dict):
@@ -43,9 +56,25 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _integer(digits: str) -> int | float:
-    # Python refuses to read integers of more than 4,300 digits; JSON does not.
-    return int(digits) if len(digits) < 400 else float(digits)
+def _integer(digits: str) -> int:
+    if len(digits) > 308:
+        _float(digits)
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if isinf(value):
+        raise ValueError("number is infinity when parsed as double")
+    return value
+
+
+def _refuse_halves(text: str) -> None:
+    """Raise ValueError for an escaped half of a surrogate pair without its other half; `text` is valid JSON."""
+    for escape in _ESCAPE.finditer(text) if _HALF.search(text) else ():
+        if escape["high"] or escape["low"]:
+            reason = "no low surrogate in string" if escape["high"] else "invalid high surrogate in string"
+            raise json.JSONDecodeError(reason, text, escape.start())
 
 
 def _constant(name: str) -> Any:

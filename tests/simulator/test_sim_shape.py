@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -207,7 +208,8 @@ def test_structured_output_has_limits(simulator: Simulator) -> None:
 @pytest.mark.parametrize(
     "raw",
     [b"", b"[]", b"7", b"{", b'{"a":1,}', b'{"a":NaN}', b'{"a":1,"a":2}', b'{"a":{"b":1,"\\u0062":2}}', b"\xff{}",
-     b"\xef\xbb\xbf{}", b'{"a":1} {}', b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"],
+     b"\xef\xbb\xbf{}", b'{"a":1} {}', b'{"a":1e999}', b'{"a":[-1.5e400]}', b'{"a":' + b"9" * 5_000 + b"}",
+     b'{"a":"\xed\xa0\x80"}', b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"],
 )  # fmt: skip
 def test_bodies_that_are_not_one_strict_json_object_are_refused(raw: bytes) -> None:
     """RFC 8259, no duplicate names, bounded depth."""
@@ -216,9 +218,39 @@ def test_bodies_that_are_not_one_strict_json_object_are_refused(raw: bytes) -> N
     assert caught.value.status == 400
 
 
-def test_long_numbers_are_legal_json() -> None:
-    """5,000 digits are a number, not an error."""
-    assert read_object(b'{"a":' + b"9" * 5_000 + b"}")["a"] > 0
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"a":"\\ud800"}', "no low surrogate in string: line 1 column 7 (char 6)"),
+        ('{"a":"\\uD83D\\u0041"}', "no low surrogate in string: line 1 column 7 (char 6)"),
+        ('{\n"a":"x\\\\\\udfff"}', "invalid high surrogate in string: line 2 column 9 (char 10)"),
+        ('{"\\ud83d\\ude00\\ude00":1}', "invalid high surrogate in string: line 1 column 15 (char 14)"),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_refused(text: str, reason: str) -> None:
+    """It has no UTF-8, so it could not be sent on; in a name as in a value."""
+    with pytest.raises(Refusal) as caught:
+        read_object(text.encode())
+    assert (caught.value.status, caught.value.message) == (400, f"The request body is not valid JSON: {reason}")
+
+
+def test_what_only_looks_like_too_much_is_taken() -> None:
+    """Whole pairs, escaped backslashes before a `u`, small and long numbers within a double."""
+    taken = read_object(rb'{"a":"\ud83d\ude00 \\ud800 \\\ud83d\ude00","b":1e-999,"c":1e308,"d":' + b"9" * 300 + b"}")
+    assert taken == {"a": "\U0001f600 \\ud800 \\\U0001f600", "b": 0.0, "c": 1e308, "d": 10**300 - 1}
+
+
+@given(st.text(alphabet=st.sampled_from('\\ud8cfDCF0x"'), max_size=24))
+def test_the_simulator_refuses_the_texts_that_another_strict_reader_refuses(inner: str) -> None:
+    """Escapes of any kind, checked against orjson."""
+    raw = f'{{"a":"{inner}"}}'.encode()
+    try:
+        expected = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        with pytest.raises(Refusal):
+            read_object(raw)
+    else:
+        assert read_object(raw) == expected
 
 
 JSON = st.recursive(
