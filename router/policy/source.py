@@ -127,6 +127,13 @@ def read_source(name: str, data: bytes, label: str = "") -> Source:
         line = data.count(b"\n", 0, error.start) + 1
         source.report_place(line, 1, f"byte 0x{data[error.start]:02x} is not UTF-8", "save the file as UTF-8")
         return source
+    for odd in _ODD_BREAKS:
+        if odd in text:
+            at = text.index(odd)
+            line, col = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+            message = f"U+{ord(odd):04X} is a line break for some readers of YAML and a character for others"
+            source.report_place(line, col, message, "take it out, or write it as an escape in double quotes")
+            return source
     source.lines = text.splitlines()
     for number, line_text in enumerate(source.lines, 1):
         indent = line_text[: len(line_text) - len(line_text.lstrip())]
@@ -154,6 +161,9 @@ def read_source(name: str, data: bytes, label: str = "") -> Source:
         return source
     source.root = root
     return source
+
+
+_ODD_BREAKS = ("\x85", "\u2028", "\u2029")  # line breaks in YAML 1.1, not in 1.2
 
 
 class _TooMuch(Exception):

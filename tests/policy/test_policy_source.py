@@ -111,3 +111,10 @@ def test_a_file_just_over_the_limit_is_refused() -> None:
     comment = b"a: 1\n#"
     assert read_source("x", comment + b"x" * (MAX_FILE_BYTES - len(comment))).diagnostics == []
     assert read_source("x", comment + b"x" * (MAX_FILE_BYTES - len(comment) + 1)).diagnostics
+
+
+@pytest.mark.parametrize("odd", ["\x85", "\u2028", "\u2029"])
+def test_a_character_that_only_some_readers_take_for_a_line_break_is_refused(odd: str) -> None:
+    """YAML 1.1 and 1.2 disagree on it, so the file would say two things."""
+    [found] = read_source("x.yaml", f"a: 1\nb: x{odd}y\n".encode()).diagnostics
+    assert (found.line, found.col) == (2, 5)
