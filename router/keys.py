@@ -13,7 +13,7 @@ no comparison of secrets by prefix ever happens.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from router.errors import SettingsError
@@ -45,6 +45,12 @@ class KeyRing:
     def find(self, secret: bytes) -> Key | None:
         """The key that `secret` is; None when it is none of them."""
         return self._by_hash.get(hashlib.sha256(secret).hexdigest())
+
+    def tied(self) -> Iterator[tuple[str, str]]:
+        """The name of each key that is tied to a policy, and that policy."""
+        for key in self._by_hash.values():
+            if key.policy is not None:
+                yield key.name, key.policy
 
 
 def read_keys(name: str, data: bytes) -> KeyRing:

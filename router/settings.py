@@ -32,6 +32,7 @@ class Settings:
     admin_token: str | None = None
     upstream_url: str = "https://api.anthropic.com"
     upstream_api_key: str | None = None
+    public_url: str | None = None
     keys: str | None = None
     policies: str = "policies"
     cache: str = "memory://?max_mb=256"
@@ -50,6 +51,9 @@ SETTINGS: Mapping[str, str] = {
     "admin_token": "secret that the admin listener asks for",
     "upstream_url": "origin of the Messages API, `https://…` (or `http://…`)",
     "upstream_api_key": "secret; set: the router holds the upstream's key and clients authenticate with `keys`",
+    "public_url": (
+        "origin and prefix that clients use, e.g. `https://router.example`; unset: scheme and Host of the request"
+    ),
     "keys": "file of client keys (SHA-256), each with tenant and policy",
     "policies": "folder of policies",
     "cache": "`memory://?max_mb=256` or `off`",
@@ -166,12 +170,9 @@ def _typed(name: str, value: Any, origin: str) -> Any:
 
 def _check(settings: Settings) -> None:
     """What only shows when settings are seen together."""
-    try:
-        url = urlsplit(settings.upstream_url)
-    except ValueError as exc:
-        raise SettingsError(f"`upstream_url` is `{settings.upstream_url}`: {str(exc).lower()}") from exc
-    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or url.username:
-        raise SettingsError(f"`upstream_url` is `{settings.upstream_url}`, expected `https://HOST[:PORT]`")
+    _check_url("upstream_url", settings.upstream_url, "https://HOST[:PORT]")
+    if settings.public_url is not None:
+        _check_url("public_url", settings.public_url, "https://HOST[:PORT][/PREFIX]")
     if settings.admin_token is None and not _is_loopback(settings.admin_host):
         raise SettingsError(
             f"`admin_host` is `{settings.admin_host}` and `admin_token` is not set",
@@ -189,6 +190,17 @@ def _check(settings: Settings) -> None:
             f"`workers` is {settings.workers}; this version serves with 1",
             hint="run several processes on ports of their own behind a load balancer",
         )
+
+
+def _check_url(name: str, value: str, expected: str) -> None:
+    """Refuse what is no URL of a server: another scheme, no host, a query, a credential, anything but visible ASCII."""
+    try:
+        url = urlsplit(value)
+        is_url = url.scheme in ("http", "https") and url.hostname and url.port != 0 and "@" not in url.netloc
+    except ValueError as exc:
+        raise SettingsError(f"`{name}` is `{value}`: {str(exc).lower()}") from exc
+    if not is_url or "?" in value or "#" in value or not all("!" <= char <= "~" for char in value):
+        raise SettingsError(f"`{name}` is `{value}`, expected `{expected}`")
 
 
 def _is_loopback(host: str) -> bool:

@@ -30,6 +30,7 @@ def test_a_key_is_found_by_all_of_itself():
     other = ring.find(b"sk-b")
     assert other is not None
     assert other.policy is None
+    assert list(ring.tied()) == [("search-team", "cheap")]
     for wrong in (b"", b"sk-", b"sk-aa", b"SK-A", HASH.encode()):
         assert ring.find(wrong) is None
 

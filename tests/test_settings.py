@@ -82,6 +82,12 @@ BAD_VALUES = [
     ({"ROUTER_UPSTREAM_URL": "http://"}, "`upstream_url`", ""),
     ({"ROUTER_UPSTREAM_URL": "http://[::1"}, "`upstream_url`", ""),
     ({"ROUTER_UPSTREAM_URL": "https://x?y=1"}, "`upstream_url`", ""),
+    *(
+        ({"ROUTER_PUBLIC_URL": url}, f"`public_url` is `{url}`", "")
+        for url in ("router.example", "ftp://x", "https://", "https://x?y=1", "https://x/#a", "https://a:b@x/", "http://[",
+                    "https://x:port", "https://x y", "https://x/ü")
+    ),
+    ({"ROUTER_UPSTREAM_URL": "https://x:99999"}, "`upstream_url`", ""),
     ({"ROUTER_ADMIN_HOST": "0.0.0.0"}, "`admin_host` is `0.0.0.0` and `admin_token` is not set", "ROUTER_ADMIN_TOKEN"),
     ({"ROUTER_UPSTREAM_API_KEY": "sk-canary"}, "`upstream_api_key` is set and `keys` is not", "keys"),
     ({"ROUTER_KEYS": "keys.yaml"}, "`keys` is set and `upstream_api_key` is not", ""),
@@ -134,3 +140,10 @@ def test_an_admin_listener_off_loopback_is_fine_with_a_token():
     assert resolve({}, {"ROUTER_ADMIN_HOST": "0.0.0.0", "ROUTER_ADMIN_TOKEN": "t"}).settings.admin_token == "t"
     for host in ("127.0.0.1", "127.8.8.8", "localhost", "::1"):
         assert resolve({}, {"ROUTER_ADMIN_HOST": host}).settings.admin_host == host
+
+
+@pytest.mark.parametrize("url", ["https://router.example", "http://127.0.0.1:80/", "https://[::1]:8443/llm/v2"])
+def test_the_public_url_may_have_a_path_prefix(url):
+    """Whatever stands in front may serve the router under a path of its own; unset is none."""
+    assert resolve({}, {"ROUTER_PUBLIC_URL": url}).settings.public_url == url
+    assert resolve({}, {}).settings.public_url is None

@@ -23,7 +23,7 @@ import anthropic
 import click
 
 from router.cli.demo_workload import Errand, batch_items, first_errands, repeats, tool_turns, translation
-from router.errors import RouterError, SettingsError
+from router.errors import RouterError
 
 _START_S = 30.0  # a child process that has not printed its address by then has failed
 _AT_ONCE = 8  # requests under way together
@@ -74,7 +74,7 @@ def shipped_policies() -> Path:
     for folder in (package / "data" / "policies", package.parent / "policies"):
         if (folder / "default.yaml").is_file():
             return folder
-    raise SettingsError("the shipped policies are not there", hint="install the package again")
+    raise RouterError("the shipped policies are not there", hint="install the package again")
 
 
 class Show:
@@ -194,10 +194,9 @@ class Show:
                 return
 
     def _totals(self) -> None:
-        def money(name: str) -> float:
-            return sum(float(row[name]) for row in self._rows if row.get(name) is not None)
-
-        cost, baseline = money("cost_usd"), money("baseline_usd")
+        known = [row for row in self._rows if row.get("cost_usd") is not None and row.get("baseline_usd") is not None]
+        cost = sum(float(row["cost_usd"]) for row in known)
+        baseline = sum(float(row["baseline_usd"]) for row in known)
         hits = sum(row["cache"] == "hit" for row in self._rows)
         moved = sum(row["model_sent"] != row["model_asked"] for row in self._rows)
         click.echo(
@@ -246,7 +245,7 @@ async def _child(*arguments: str) -> AsyncIterator[dict[str, str]]:
         words = line.decode().replace(": ", " ").split()
         addresses = {name: word for name, word in itertools.pairwise(words) if word.startswith("http")}
         if not addresses:
-            raise SettingsError(f"`router {arguments[0]}` did not start", hint="its reason is above")
+            raise RouterError(f"`router {arguments[0]}` did not start", hint="its reason is above")
         yield addresses
     finally:
         if process.returncode is None:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import click
 
-from router.errors import RouterError
+from router.errors import RouterError, SettingsError
 
 # name → module:attribute; the order of the help page
 _COMMANDS = {
@@ -46,14 +46,14 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 found problems, 2 wrong usage."""
+    """Run the command line. Exit codes: 0 done, 1 found problems, 2 wrong usage (a wrong setting among them)."""
     try:
         cli.main(standalone_mode=True)
     except RouterError as exc:
         click.echo(f"error {exc.code}: {exc.message}", err=True)
         if exc.hint:
             click.echo(f"  hint: {exc.hint}", err=True)
-        sys.exit(1)
+        sys.exit(2 if isinstance(exc, SettingsError) else 1)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ async def takes_connections(router) -> bool:
 
 
 async def test_a_start_that_cannot_be_says_why(tmp_path, policies):
-    """Broken policies: file, line, reason (F77). A port in use, bad settings: named. All exit 1; bad flags 2."""
+    """Broken policies: file, line, reason (F77). A port in use, bad settings and flags: named, exit 2."""
     good = ("serve", "--port", "0", "--admin-port", "0", "--traces", "off", "--policies", str(policies))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -128,11 +128,11 @@ async def test_a_start_that_cannot_be_says_why(tmp_path, policies):
         cases = [
             ((*good[:-1], str(broken)), {}, 1, "default.yaml:4:12: unknown fact `input_token`"),
             ((*good[:-1], str(tmp_path / "nowhere")), {}, 1, "cannot be read"),
-            ((*good, "--port", port), {}, 1, f"cannot listen on 127.0.0.1:{port}"),
-            ((*good, "--admin-port", port), {}, 1, "choose another `admin_port`"),
-            ((*good, "--cache", "redis://x"), {}, 1, "`cache` is `redis://x`"),
-            ((*good, "--upstream", "https://x/path"), {}, 1, "https://x/path"),
-            (good, {"ROUTER_PROT": "1"}, 1, "unknown setting `ROUTER_PROT`"),
+            ((*good, "--port", port), {}, 2, f"cannot listen on 127.0.0.1:{port}"),
+            ((*good, "--admin-port", port), {}, 2, "choose another `admin_port`"),
+            ((*good, "--cache", "redis://x"), {}, 2, "`cache` is `redis://x`"),
+            ((*good, "--upstream", "https://x/path"), {}, 2, "https://x/path"),
+            (good, {"ROUTER_PROT": "1"}, 2, "unknown setting `ROUTER_PROT`"),
             ((*good, "--nosuch"), {}, 2, "--nosuch"),
         ]
         found = await asyncio.gather(*(ended(*arguments, **settings) for arguments, settings, _, _ in cases))
