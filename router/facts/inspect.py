@@ -13,25 +13,11 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from router.facts.language import code_share, joined_text, language_of, last_user_text
-from router.facts.vocabulary import FACTS, HEADER_PREFIX, LABEL_FACTS, SECRET_HEADERS, WEEKDAYS, FactSpec, fact_spec
+from router.facts.vocabulary import FACTS, HEADER_PREFIX, LABEL_FACTS, SECRET_HEADERS
 
 if TYPE_CHECKING:
     from router.catalog.lookup import Catalog
     from router.wire.messages import MessagesRequest
-
-__all__ = [
-    "FACTS",
-    "HEADER_PREFIX",
-    "LABEL_FACTS",
-    "SECRET_HEADERS",
-    "WEEKDAYS",
-    "Caller",
-    "FactSpec",
-    "Facts",
-    "client_family",
-    "fact_spec",
-    "inspect",
-]
 
 JSON = str | int | float | bool | None | list[Any] | dict[str, Any]
 # Bytes of UTF-8 text per token, a rough calibration on English prose and code; families as `models.yaml` names them
@@ -44,6 +30,10 @@ _BYTES_PER_PAGE = 75_000  # of base64: an ordinary text page with a figure
 _TOKENS_FOR_TOOLS = 350  # the hidden prompt that comes with any tool
 _EDGE_CHARS = 2000  # how much of each end of a text the reading facts look at
 _KEY_CHARS = 16_384  # how much of each end of a text enters the conversation key
+_RECORDED_CHARS = 100  # how much of a text that the client chose enters a trace, and of how many in a list
+_RECORDED_ITEMS = 50
+_THINKING = frozenset({None, *FACTS["thinking"].values})
+_EFFORT = frozenset({None, *FACTS["effort"].values})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +47,7 @@ class Caller:
     api_version: str = ""
     betas: tuple[str, ...] = ()
     hour: int = 0
-    weekday: str = "mon"  # one of WEEKDAYS
+    weekday: str = "mon"  # one of `vocabulary.WEEKDAYS`
 
 
 @dataclass(slots=True)
@@ -136,10 +126,12 @@ class Facts:
     def recorded(self, headers: Iterable[str] = ()) -> dict[str, JSON]:
         """The facts as plain JSON for a trace: no text of the request, the user as a hash.
 
-        Reading facts appear when some rule read them; of the headers only `headers`, the names that a rule reads.
+        Reading facts appear when some rule read them; of the headers only `headers`, the names that a rule reads. What
+        the client words itself is cut to 100 characters, lists to 50 entries; `thinking` and `effort` are values of
+        the API or `other`.
         """
         record: dict[str, JSON] = {  # spelled out: once per request, and half the cost of a loop over the names
-            "requested_model": self.requested_model,
+            "requested_model": self.requested_model[:_RECORDED_CHARS],
             "requested_line": self.requested_line,
             "input_tokens": self.input_tokens,
             "max_tokens": self.max_tokens,
@@ -147,22 +139,22 @@ class Facts:
             "turns": self.turns,
             "stream": self.stream,
             "tools": self.tools,
-            "tool_names": list(self.tool_names),
+            "tool_names": [name[:_RECORDED_CHARS] for name in self.tool_names[:_RECORDED_ITEMS]],
             "forced_tool": self.forced_tool,
             "structured_output": self.structured_output,
             "images": self.images,
             "documents": self.documents,
-            "thinking": self.thinking,
-            "effort": self.effort,
+            "thinking": self.thinking if self.thinking in _THINKING else "other",
+            "effort": self.effort if self.effort in _EFFORT else "other",
             "system_chars": self.system_chars,
             "in_tool_loop": self.in_tool_loop,
             "conversation": self.conversation,
             "client": self.client,
-            "request_class": self.request_class,
+            "request_class": None if self.request_class is None else self.request_class[:_RECORDED_CHARS],
             "tenant": self.tenant,
             "key": self.key,
             "policy": self.policy,
-            "betas": list(self.betas),
+            "betas": [beta[:_RECORDED_CHARS] for beta in self.betas[:_RECORDED_ITEMS]],
             "hour": self.hour,
             "weekday": self.weekday,
         }
@@ -175,7 +167,7 @@ class Facts:
         for name in headers:
             value = self.headers.get(name)
             if value is not None and name not in SECRET_HEADERS:
-                record[HEADER_PREFIX + name] = value
+                record[HEADER_PREFIX + name] = value[:_RECORDED_CHARS]
         return record
 
     @classmethod

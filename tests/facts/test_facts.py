@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from router.catalog.lookup import Catalog
 from router.catalog_file import load_catalog
-from router.facts.inspect import FACTS, LABEL_FACTS, Caller, Facts, client_family, fact_spec, inspect
+from router.facts.inspect import Caller, Facts, client_family, inspect
 from router.facts.language import code_share, language_of
+from router.facts.vocabulary import FACTS, LABEL_FACTS, fact_spec
 from router.wire.messages import MessagesRequest, read_request
 
 
@@ -179,6 +180,34 @@ def test_a_record_holds_no_text(catalog: Catalog) -> None:
     assert json.loads(record)["user"].startswith("hash-")
 
 
+def test_a_record_holds_no_free_text_of_fields_with_few_values(catalog: Catalog) -> None:
+    """`thinking` and `effort` are recorded as values of the API, whatever stands there; rules see what was sent."""
+    secret = "a very private sentence"
+    facts = inspect(request(thinking={"type": secret}, output_config={"effort": secret}), Caller(), catalog)
+    record = facts.recorded()
+    assert (record["thinking"], record["effort"]) == ("other", "other")
+    assert (facts.thinking, facts.effort) == (secret, secret)
+    for name in ("thinking", "effort"):
+        for value in (None, *FACTS[name].values):
+            assert Facts.given({name: value}).recorded()[name] == value
+
+
+def test_a_record_is_bounded_whatever_the_client_words(catalog: Catalog) -> None:
+    """100 characters of each text, 50 entries of each list: a prompt has no room in a trace."""
+    long = "x" * 10_000
+    headers = {"x-claude-code-request-class": long, "x-team": long}
+    tools = [{**TOOL, "name": f"{number}{long}"} for number in range(500)]
+    caller = Caller(headers=headers, betas=(long,) * 500)
+    facts = inspect(request(model=long[:256], tools=tools), caller, catalog)
+    record = facts.recorded(headers=("x-team",))
+    for name in ("request_class", "header.x-team", "requested_model"):
+        assert len(record[name]) == 100
+    for name in ("tool_names", "betas"):
+        assert [len(text) for text in record[name]] == [100] * 50
+    assert record["tools"] == 500
+    assert len(json.dumps(record)) < 12_000
+
+
 def test_a_record_gives_the_facts_back(catalog: Catalog) -> None:
     """`given(recorded())` has the same counted facts, which is what a policy diff runs on."""
     body = request(stream=True, tools=[TOOL], thinking={"type": "adaptive"}, messages=[user("a"), CALL, RESULT])
@@ -204,7 +233,7 @@ def test_no_body_makes_inspection_fail(catalog: Catalog, fields: dict[str, Any],
     """Any JSON in any field: a fact of an odd type is absent, and everything can be recorded."""
     body = {"model": "m", **fields, "messages": messages}
     raw = json.dumps(body).encode()
-    facts = inspect(MessagesRequest(raw, body, "m", (0, 0), False), Caller(), catalog)
+    facts = inspect(MessagesRequest(raw, body, "m", (0, 0), False, True), Caller(), catalog)
     for name in FACTS:
         facts.get(name)
     assert len(facts.conversation_key) == 32
