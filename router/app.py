@@ -11,6 +11,7 @@ import random
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
@@ -23,6 +24,7 @@ from router.catalog.lookup import Catalog
 from router.catalog_file import load_catalog
 from router.classify.model import LinearClassifier
 from router.errors import MissingCredential, SettingsError
+from router.facts.vocabulary import WEEKDAYS
 from router.keys import KeyRing, read_keys
 from router.policy.check import compile_folder
 from router.policy.store import PolicyStore
@@ -39,7 +41,6 @@ from router.web.admin import AdminServices, create_admin
 from router.web.api import Api, ApiServices, Identity
 
 _log = logging.getLogger("router")
-_WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
 class App:
@@ -55,8 +56,11 @@ class App:
         compile_set = partial(
             compile_folder, catalog=self.catalog, classify=self.classifier.label, folder=settings.policies
         )
-        self.policies = PolicyStore(Path(settings.policies), compile_set, observe=_say_reload)
+        ring = _client_keys(settings)
+        self._ties: tuple[tuple[str, str], ...] = ()  # names of keys with a policy of their own, and of that policy
+        self.policies = PolicyStore(Path(settings.policies), compile_set, observe=self._say_reload)
         self.policies.load()
+        self._ties = _checked_ties(settings, ring, self.policies.current.policies)
         self.cache = open_cache(settings.cache)
         self.upstream = Http1Upstream(settings.upstream_url)
         self.traces: SqliteTraceSink | None = open_sink(settings.traces)
@@ -86,8 +90,8 @@ class App:
         self.api = Api(
             ApiServices(
                 pipeline=Pipeline(parts),
-                passthrough=Passthrough(parts, self.policies),
-                identify=_doorkeeper(settings),
+                passthrough=Passthrough(parts, self.policies, settings.public_url),
+                identify=_doorkeeper(settings, ring),
                 new_trace_id=TraceIds(os.urandom),
                 monotonic=time.perf_counter,
                 wall_clock_ns=time.time_ns,
@@ -107,6 +111,17 @@ class App:
                 is_draining=self._stopping.is_set,
             )
         )
+
+    def _say_reload(self, was_taken: bool, outcome: str) -> None:
+        if not was_taken:
+            _log.error("policies: refused, the last good set keeps serving\n%s", outcome)
+            return
+        _log.info("policies: revision %s is in force", outcome)
+        for key, policy in self._ties:
+            if policy not in self.policies.current.policies:
+                _log.warning(
+                    "policies: the key `%s` is tied to the policy `%s`, which is gone: it gets 404", key, policy
+                )
 
     async def start(self) -> None:
         """Begin to watch the policies; from now on `/readyz` answers 200."""
@@ -146,7 +161,7 @@ class Calendar:
         hour = int(self._clock() // 3600)
         if hour != self._hour:
             self._hour = hour
-            self._today = (hour % 24, _WEEKDAYS[(hour // 24 + 3) % 7])  # 1970-01-01 was a Thursday
+            self._today = (hour % 24, WEEKDAYS[(hour // 24 + 3) % 7])  # 1970-01-01 was a Thursday
         return self._today
 
 
@@ -195,10 +210,29 @@ def load_keys(path: str) -> KeyRing:
     return read_keys(path, data)
 
 
-def _doorkeeper(settings: Settings) -> Callable[[Credential], Identity]:
+def _client_keys(settings: Settings) -> KeyRing | None:
+    """The keys that clients authenticate with; None where the router passes on credentials. Raises SettingsError."""
+    return load_keys(settings.keys) if settings.keys is not None and settings.upstream_api_key is not None else None
+
+
+def _checked_ties(
+    settings: Settings, ring: KeyRing | None, policies: Mapping[str, object]
+) -> tuple[tuple[str, str], ...]:
+    """Keys with a policy of their own; SettingsError where there is no such policy: every request would be refused."""
+    ties = tuple(ring.tied()) if ring is not None else ()
+    for key, policy in ties:
+        if policy not in policies:
+            near = get_close_matches(policy, policies, 1)
+            raise SettingsError(
+                f"`keys`: the key `{key}` of `{settings.keys}` names the policy `{policy}`, which does not exist",
+                hint=f"did you mean `{near[0]}`?" if near else f"`{settings.policies}` is the folder of policies",
+            )
+    return ties
+
+
+def _doorkeeper(settings: Settings, ring: KeyRing | None) -> Callable[[Credential], Identity]:
     """Who a credential is: a key of ours with the upstream's key in its place, or the client's own passed on."""
-    if settings.keys is not None and settings.upstream_api_key is not None:
-        ring = load_keys(settings.keys)
+    if ring is not None and settings.upstream_api_key is not None:
         upstream = Credential(b"x-api-key", settings.upstream_api_key.encode())
 
         def identify(credential: Credential) -> Identity:
@@ -216,13 +250,6 @@ def _doorkeeper(settings: Settings) -> Callable[[Credential], Identity]:
         return Identity(name, "", None, credential)
 
     return pass_on
-
-
-def _say_reload(was_taken: bool, outcome: str) -> None:
-    if was_taken:
-        _log.info("policies: revision %s is in force", outcome)
-    else:
-        _log.error("policies: refused, the last good set keeps serving\n%s", outcome)
 
 
 def _report(trace_id: str, error: BaseException) -> None:

@@ -169,3 +169,9 @@ class InternalError(RouterError):
     """Something the router did not foresee; the trace id finds the log line."""
 
     code, status, wire_type, source = "R901", 500, "api_error", "router"
+
+
+class ShuttingDown(RouterError):
+    """The router was stopped and its grace period ended before the answer was there; another replica may serve."""
+
+    code, status, wire_type, source = "R902", 503, "api_error", "router"

@@ -56,18 +56,14 @@ class Usage:
     is_final: bool = True
 
 
-NO_USAGE = Usage()
-
-
 class UsageMeter:
     """Collects what the payloads of one answer say: the model that answered, its usage and why it stopped."""
 
-    __slots__ = ("_counts", "error_type", "is_final", "message_id", "model", "stop_reason")
+    __slots__ = ("_counts", "error_type", "is_final", "model", "stop_reason")
 
     def __init__(self) -> None:
         self._counts: dict[str, Any] = {}
         self.model: str | None = None
-        self.message_id: str | None = None
         self.stop_reason: str | None = None
         self.error_type: str | None = None  # of an `error` event or an error body
         self.is_final = False
@@ -75,7 +71,6 @@ class UsageMeter:
     def message(self, payload: Mapping[str, Any]) -> None:
         """Take a whole Message (a plain answer), or the `message` of a `message_start` event."""
         self.model = _text(payload.get("model"))
-        self.message_id = _text(payload.get("id"))
         self.stop_reason = _text(payload.get("stop_reason"))
         self._take(payload.get("usage"))
         self.is_final = self.stop_reason is not None

@@ -6,7 +6,14 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# The same examples in every run, so that a red test is a change of ours and never a roll of the dice; to look for new
+# ones: HYPOTHESIS_PROFILE=explore.
+hypothesis.settings.register_profile("house", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("explore", max_examples=2000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "house"))
 
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT))  # so that tests import `kit`

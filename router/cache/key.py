@@ -8,7 +8,6 @@ hashed; a key without a tenant cannot be written.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,9 +23,6 @@ IGNORED: Mapping[str, str] = {
     "metadata": "describes the caller to the provider; does not reach the model",
     "stream": "counts as a part of its own, because a replay must have the form that was asked for",
 }
-
-# Numbers with more digits than a parsed number holds: two of them may look the same once parsed, and are not.
-_LONG_NUMBER = re.compile(rb"[-+.0-9eE]{16,}")
 
 # Claude Code's first system block carries a few digits that vary with the version and the first turn; the endpoint
 # strips the block before the model sees it.
@@ -60,9 +56,16 @@ def cache_key(
         digest.update(len(part).to_bytes(4, "big"))
         digest.update(part)
     digest.update(orjson.dumps(sorted(betas)))
-    digest.update(orjson.dumps(body))
-    if orjson.dumps(request.body) != request.raw:
-        digest.update(b"\0".join((b"", *_LONG_NUMBER.findall(request.raw))))
+    if request.is_compact:
+        digest.update(b"compact\0")
+        digest.update(orjson.dumps(body))
+    else:
+        # Parsing may have lost something (the digits of a long number), so the bytes themselves count, all but the
+        # model's. Another spelling of the same request is then a miss, never a wrong hit.
+        start, end = request.model_span
+        digest.update(b"raw\0")
+        digest.update(request.raw[:start])
+        digest.update(request.raw[end:])
     return digest.hexdigest()
 
 

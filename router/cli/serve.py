@@ -22,6 +22,7 @@ from router.settings import Settings, resolve
 
 _KEEP_ALIVE_S = 120  # longer than any client's pool keeps a connection: the client, not we, closes idle ones
 _DRAIN_S = 30
+_LAST_WORDS_S = 2  # of the grace period, kept for telling clients that it is over
 _YOUNG_OBJECTS = 20_000  # a request makes a few hundred and leaves no cycles: looking every 700 finds nothing
 _SWITCH_S = 0.0005  # how long the event loop waits for the interpreter while the trace writer holds it
 
@@ -64,6 +65,7 @@ async def run(settings: Settings) -> None:
 
     def stop() -> None:
         app.drain()
+        loop.call_later(_DRAIN_S - _LAST_WORDS_S, app.api.cut)
         if api.should_exit:  # told twice: do not wait for what is under way
             api.force_exit = admin.force_exit = True
         api.should_exit = admin.should_exit = True

@@ -1,11 +1,13 @@
 """Walk the route: try, retry, fall back, commit.
 
 Theory of operation. A *refusal* is an answer or a failure that proves the upstream did not work on the request, so that
-it cannot have charged for it: no connection, 429, 529, or 503. Only after a refusal is there another attempt: first on
-the same lane (as often as the rule's `retry` says, and no earlier than `retry-after` asks), then on the next lane of
-the route. Everything else ends the walk: a 2xx, the request's own errors, a 500, and also a timeout or a
-broken connection, because the upstream may have charged. When every lane refuses, the client gets the first lane's
-own answer, byte for byte: a fallback's complaint never hides the real failure.
+it cannot have charged for it: no connection, 429, 529, 503, and any other 4xx of a model that the router chose (the
+model asked for may well take what this one does not). Only after a refusal is there another attempt: first on the same
+lane (as often as the rule's `retry` says, and no earlier than `retry-after` asks; never after a 4xx), then on the next
+lane of the route, whose last stop is the model asked for. Everything else ends the walk: a 2xx, what the asked model
+says, a 500, and also a timeout or a broken connection, because the upstream may have charged. When every lane refuses,
+the client gets what the model asked for said, byte for byte, or else what the first lane said: a fallback's complaint
+never hides the real failure.
 
 The walk ends before the first byte goes to the client (the *commit*); after it there is no other attempt.
 """
@@ -29,6 +31,7 @@ MAX_ERROR_BODY = 1024 * 1024  # bytes of a refusal kept, in case it is the answe
 MAX_RETRY_WAIT_S = 8.0  # a longer `retry-after` is the client's to wait for, or the next lane's chance
 BACKOFF_S = 0.5  # the first wait of a retry that names none; doubles
 
+_SAME_FOR_ALL = (401, 413)  # said of the credential or the size, whatever the model
 _REFUSALS = {429: "rate_limited", 503: "unavailable", 529: "overloaded"}
 
 
@@ -65,17 +68,19 @@ async def walk(
     `jitter` gives a number in [0, 1). Raises UpstreamUnreachable when no lane could be reached, UpstreamTimeout or
     UpstreamBroken when an attempt failed that may have been charged, ClientGone when the client left.
     """
-    first_failure: Answer | RouterError | None = None  # what the first lane said is what the client should hear
+    first_failure: Answer | RouterError | None = None
+    asked_failure: Answer | None = None
     for position, target in enumerate(route):
         call = call_for(target)
+        is_asked = target.model == exchange.trace.model_asked
         for number in range(retries + 1):
             attempt = Attempt(lane=target.lane.name, model=target.model, started_s=exchange.clock.now_s())
             exchange.trace.attempts.append(attempt)
             try:
                 reply = await _send(exchange, upstream, call, attempt)
-                answer = await _judge(exchange, reply, attempt, target, is_fallback=position > 0)
+                answer = await _judge(exchange, reply, attempt, target, is_asked=is_asked)
             except (UpstreamTimeout, UpstreamBroken):
-                if isinstance(first_failure, Answer):
+                if isinstance(first_failure, Answer) and not is_asked:
                     return first_failure
                 raise
             except UpstreamUnreachable as exc:
@@ -83,16 +88,21 @@ async def walk(
                 wait_s = _backoff_s(number, jitter) if exc.retryable else None
             else:
                 if answer.body is None:
-                    is_failed_fallback = position > 0 and answer.status >= 500
+                    is_failed_fallback = position > 0 and answer.status >= 500 and not is_asked
                     if is_failed_fallback and answer.reply is not None and isinstance(first_failure, Answer):
                         answer.reply.abort()  # a fallback's own failure does not hide the first one either
                         return first_failure
                     return answer
                 first_failure = first_failure or answer
+                asked_failure = answer if is_asked else asked_failure
+                if _is_spend_cap(answer):
+                    return answer  # the organization's, whatever the model; and it does not lift in seconds
                 wait_s = _wait_s(answer, number, jitter)
             if number == retries or wait_s is None or wait_s > MAX_RETRY_WAIT_S:
                 break
             await _sleep(exchange, wait_s)
+    if asked_failure is not None:
+        return asked_failure
     if isinstance(first_failure, Answer):
         return first_failure
     raise first_failure or UpstreamUnreachable("the route has no lane")
@@ -129,13 +139,15 @@ async def _send(exchange: Exchange, upstream: Upstream, call: UpstreamCall, atte
 
 
 async def _judge(
-    exchange: Exchange, reply: UpstreamReply, attempt: Attempt, target: Target, *, is_fallback: bool
+    exchange: Exchange, reply: UpstreamReply, attempt: Attempt, target: Target, *, is_asked: bool
 ) -> Answer:
     """Is this the answer, or a refusal to walk on from?"""
     status = reply.status
     outcome = _REFUSALS.get(status)
-    if outcome is None and is_fallback and 400 <= status < 500:
-        outcome = "rejected"  # this lane does not take what the asked one took: not the client's mistake
+    if outcome is None and not is_asked and 400 <= status < 500 and status not in _SAME_FOR_ALL:
+        outcome = (
+            "rejected"  # a model that we chose does not take this: no mistake of the client, if the asked one does
+        )
     if outcome is None:
         if status >= 400:
             attempt.outcome = "rejected" if status < 500 else "error"
@@ -166,12 +178,14 @@ async def _read_refusal(exchange: Exchange, reply: UpstreamReply) -> bytes:
     return b"".join(chunks)
 
 
+def _is_spend_cap(answer: Answer) -> bool:
+    return answer.body is not None and b"spend_limit_reached" in answer.body
+
+
 def _wait_s(answer: Answer, number: int, jitter: Callable[[], float]) -> float | None:
     """Seconds until the same lane may be asked again; None when asking again is pointless."""
     if answer.attempt.outcome == "rejected" or first(answer.headers, b"x-should-retry") == b"false":
         return None
-    if answer.body and b"spend_limit_reached" in answer.body:
-        return None  # a spend cap does not lift in seconds
     if answer.attempt.retry_after_s is not None:
         return answer.attempt.retry_after_s
     return _backoff_s(number, jitter)

@@ -25,6 +25,7 @@ class Incoming:
     tenant: str
     key: str
     scheme: str = "http"
+    prefix: str = ""  # what stood before the path in the client's base URL: `/p/NAME`
 
     @property
     def target(self) -> bytes:
@@ -39,10 +40,11 @@ class ClientWatch:
     that wait end at once.
     """
 
-    __slots__ = ("_on_gone", "is_gone")
+    __slots__ = ("_on_gone", "is_gone", "is_stopping")
 
     def __init__(self) -> None:
         self.is_gone = False
+        self.is_stopping = False  # see `stop`
         self._on_gone: Callable[[], None] | None = None
 
     def gone(self) -> None:
@@ -52,17 +54,23 @@ class ClientWatch:
             if self._on_gone is not None:
                 self._on_gone()
 
+    def stop(self) -> None:
+        """The server has no more time: whatever is waited for ends as if the client had gone."""
+        self.is_stopping = True
+        if self._on_gone is not None:
+            self._on_gone()
+
     def check(self) -> None:
         """Raise ClientGone when the client has gone."""
         if self.is_gone:
             raise ClientGone("the client closed the connection")
 
     def during(self, on_gone: Callable[[], None] | None) -> None:
-        """Name what to call when the client goes; raises ClientGone when it has gone already."""
+        """Name what to call when the client goes; raises ClientGone when it has gone already (or time is up)."""
         self._on_gone = on_gone
-        if on_gone is not None and self.is_gone:
+        if on_gone is not None and (self.is_gone or self.is_stopping):
             on_gone()
-            self.check()
+            raise ClientGone("the client closed the connection, or the server is stopping")
 
 
 class Stopwatch:

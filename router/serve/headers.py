@@ -99,7 +99,8 @@ def upstream_headers(headers: RawHeaders, credential: Credential, *, is_metered:
     ]
     if is_metered:
         kept.append((b"accept-encoding", b"identity"))
-    kept.append((credential.header, credential.value))
+    if credential.header:  # a browser's preflight has none
+        kept.append((credential.header, credential.value))
     return kept
 
 

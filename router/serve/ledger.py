@@ -5,33 +5,47 @@ from __future__ import annotations
 from router.catalog.lookup import Catalog
 from router.trace.record import Attempt, Trace
 
+# Attempts that reached a model, as far as we know: answered, or ended early by somebody's clock, wire or patience.
+_WORKED_ON = ("ok", "timeout", "broken", "cut", "client_closed")
+_FREE_METHODS = ("GET", "HEAD", "OPTIONS", "DELETE")
+
 
 def book(trace: Trace, catalog: Catalog, *, is_hit: bool = False) -> None:
     """Fill the money of a trace from its attempts' usage; None wherever a price is unknown, never 0 for it.
 
-    The cost is the sum over all attempts that reported usage; a failed one that reported none was not billed. The
-    baseline is the answer's usage at the price of the model asked for; `auto` asks for none, so its baseline is
-    unknown, and `lane:NAME` asks for the lane's own. A cache hit costs nothing: what it saves is the baseline of what
-    it replays.
+    The cost is the sum over all attempts that reported usage; one that reported none was not billed if the upstream
+    refused it, and is unknown if it may have worked on it. The baseline is the answer's usage at the price of the model
+    asked for; `auto` and `lane:NAME` ask for whatever model they lead to. A cache hit costs nothing: what it saves is
+    the baseline of what it replays. Work that other endpoints start (a batch) is not metered: its cost is unknown.
     """
     trace.price_version = catalog.price_version
     cost: int | None = 0
     for attempt in trace.attempts:
         if attempt.usage is None:
-            if trace.endpoint == "messages" and attempt.outcome == "ok":
-                cost = None  # a whole answer was billed, whatever we could read of it
+            if _may_be_billed(trace, attempt):
+                cost = None
             continue
         attempt.cost_pusd = catalog.cost(attempt.usage, _billed(trace, attempt, catalog))
         cost = None if cost is None or attempt.cost_pusd is None else cost + attempt.cost_pusd
     trace.cost_pusd = 0 if is_hit else cost
     trace.baseline_pusd = None
     if trace.usage is not None:
-        asked = trace.model_sent if trace.model_asked.startswith("lane:") else trace.model_asked
+        is_virtual = trace.model_asked == "auto" or trace.model_asked.startswith("lane:")
+        asked = trace.model_sent if is_virtual else trace.model_asked
         trace.baseline_pusd = catalog.baseline(trace.usage, asked, trace.model_sent)
     elif trace.cost_pusd == 0:
         trace.baseline_pusd = 0  # nothing was billed and nothing would have been
     if trace.cost_pusd is not None and trace.baseline_pusd is not None:
         trace.saved_pusd = trace.baseline_pusd - trace.cost_pusd
+
+
+def _may_be_billed(trace: Trace, attempt: Attempt) -> bool:
+    """Whether an attempt that reported no usage may be on the bill all the same."""
+    if attempt.status is not None and attempt.status >= 400:
+        return False
+    if trace.endpoint == "messages":
+        return attempt.outcome in _WORKED_ON
+    return trace.endpoint in ("batches", "passthrough") and trace.method not in _FREE_METHODS
 
 
 def _billed(trace: Trace, attempt: Attempt, catalog: Catalog) -> str:

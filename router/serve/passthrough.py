@@ -18,7 +18,7 @@ from router.seams import UpstreamCall
 from router.serve.attempts import Target, walk
 from router.serve.exchange import Exchange
 from router.serve.headers import RawHeaders, downstream_headers, first, upstream_headers
-from router.serve.pipeline import MAX_PLAIN_ANSWER, Outgoing, Parts
+from router.serve.pipeline import MAX_PLAIN_ANSWER, Outgoing, Parts, json_object
 from router.serve.plan import PolicySource
 from router.serve.relay import RawRelay, collect
 from router.wire.messages import object_spans
@@ -27,11 +27,16 @@ _NO_LANE = Lane("-", None)
 
 
 class Passthrough:
-    """The paths of the API that the router does not decide on."""
+    """The paths of the API that the router does not decide on.
 
-    def __init__(self, parts: Parts, policies: PolicySource) -> None:
+    `public_url` is the origin, with a path prefix where there is one, under which clients reach the router; None: the
+    scheme and the Host of each request say it.
+    """
+
+    def __init__(self, parts: Parts, policies: PolicySource, public_url: str | None = None) -> None:
         self._parts = parts
         self._policies = policies
+        self._public_url = None if public_url is None else public_url.rstrip("/")
 
     async def forward(self, exchange: Exchange) -> Outgoing:
         """Send the request on and pass the answer back, both unchanged and unmetered."""
@@ -42,7 +47,7 @@ class Passthrough:
         """The Message Batches paths: as they are, but for `results_url`."""
         status, headers, relay, body = await self._send(exchange, is_read=True)
         if body is not None and status < 400 and b'"results_url"' in body:
-            body = _with_own_results_url(body, _origin(exchange))
+            body = _with_own_results_url(body, self._base_url(exchange))
             headers = [(name, value) for name, value in headers if name != b"content-length"]
         return Outgoing(status, self._headers(exchange, headers), body, relay)
 
@@ -94,6 +99,15 @@ class Passthrough:
         exchange.watch.during(None)
         return answer.status, headers, None, body
 
+    def _base_url(self, exchange: Exchange) -> str:
+        """The base URL that the client uses, without a slash at its end."""
+        incoming = exchange.incoming
+        origin = self._public_url
+        if origin is None:
+            host = first(incoming.headers, b"host") or b"127.0.0.1"
+            origin = f"{incoming.scheme}://{host.decode('latin-1')}"
+        return origin + incoming.prefix
+
     def _headers(self, exchange: Exchange, headers: RawHeaders) -> RawHeaders:
         return [*headers, (b"x-router-trace", exchange.trace.trace_id.encode()), (b"x-router-cache", b"bypass")]
 
@@ -122,7 +136,7 @@ def _model(model_id: str, display_name: str, lane: Lane, catalog: Catalog) -> Ma
 
 def _with_more_models(body: bytes, models: list[Mapping[str, object]]) -> bytes:
     """The page with `models` spliced behind its own, if it is the last page; anything unexpected stays as it is."""
-    page = _object(body)
+    page = json_object(body)
     if page is None or not isinstance(page.get("data"), list) or page.get("has_more") is not False:
         return body
     end = object_spans(body)["data"][1] - 1  # the offset of the closing bracket
@@ -130,29 +144,15 @@ def _with_more_models(body: bytes, models: list[Mapping[str, object]]) -> bytes:
     return body[:end] + (b"," if page["data"] else b"") + added + body[end:]
 
 
-def _with_own_results_url(body: bytes, origin: bytes) -> bytes:
-    """The body with the origin of each `results_url` replaced; nothing else changes."""
-    page = _object(body)
+def _with_own_results_url(body: bytes, base_url: str) -> bytes:
+    """The body with what stands before the path of each `results_url` replaced; nothing else changes."""
+    page = json_object(body)
     if page is None:
         return body
     entries = page.get("data")
     for batch in entries if isinstance(entries, list) else [page]:
         url = batch.get("results_url") if isinstance(batch, dict) else None
         if isinstance(url, str) and "/v1/messages/batches/" in url:
-            own = origin.decode("latin-1") + url[url.index("/v1/messages/batches/") :]
+            own = base_url + url[url.index("/v1/messages/batches/") :]
             body = body.replace(orjson.dumps(url), orjson.dumps(own))
     return body
-
-
-def _origin(exchange: Exchange) -> bytes:
-    """Where the client found us: the origin it used."""
-    host = first(exchange.incoming.headers, b"host") or b"127.0.0.1"
-    return exchange.incoming.scheme.encode() + b"://" + host
-
-
-def _object(body: bytes) -> dict[str, object] | None:
-    try:
-        page = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None
-    return page if isinstance(page, dict) else None

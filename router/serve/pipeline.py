@@ -5,9 +5,11 @@ A phase is added by adding a line here, never by registering something elsewhere
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import orjson
 
@@ -16,13 +18,14 @@ from router.errors import ClientGone, UpstreamBroken, UpstreamTimeout, error_bod
 from router.seams import CacheBackend, CacheEntry, Deadlines, TraceSink, Upstream, UpstreamCall
 from router.serve.attempts import Answer, Target, walk
 from router.serve.exchange import Exchange
-from router.serve.headers import RawHeaders, downstream_headers, first, router_headers, upstream_headers
+from router.serve.headers import RawHeaders, downstream_headers, first, header_value, router_headers, upstream_headers
 from router.serve.ledger import book
 from router.serve.plan import Plan, Planner
 from router.serve.relay import RawRelay, Relay, StreamRelay, collect
 from router.usage import UsageMeter
 
 MAX_PLAIN_ANSWER = 32 * 1024 * 1024  # bytes of a plain answer held to be metered; a larger one is passed on unmetered
+MAX_READ_IN_LOOP = 128 * 1024  # bytes of a request body that are read without a thread: a millisecond or so
 
 _STORABLE_STOPS = frozenset({"end_turn", "stop_sequence", "tool_use"})
 
@@ -75,21 +78,21 @@ class Pipeline:
 
     async def messages(self, exchange: Exchange) -> Outgoing:
         """Answer one Messages request. Raises RouterError when there is no answer to give."""
-        plan = self._parts.planner.plan(exchange, needs_max_tokens=True)
+        plan = await self._plan(exchange, needs_max_tokens=True)
         if plan.cache_key is not None:
-            found = await self._look_up(exchange, plan.cache_key)
+            found = await self._look_up(exchange, plan, plan.cache_key)
             if found is not None:
                 return self._replay(exchange, plan, found)
         answer = await self._attempt(exchange, plan)
         return await self._relay(exchange, plan, answer)
 
     async def count_tokens(self, exchange: Exchange) -> Outgoing:
-        """Count for the model that the request would be routed to; never cached, one lane."""
-        plan = self._parts.planner.plan(exchange, needs_max_tokens=False)
+        """Count for the model that the request would be routed to; never cached."""
+        plan = await self._plan(exchange, needs_max_tokens=False)
         answer = await walk(
             exchange,
             self._parts.upstream,
-            (plan.primary,),
+            chain((plan.primary,), plan.fallbacks),
             0,
             lambda target: self._call(exchange, plan, target),
             self._parts.jitter,
@@ -99,6 +102,13 @@ class Pipeline:
         if answer.status >= 400 or not is_whole:
             return self._error(exchange, answer, headers, body)
         return Outgoing(answer.status, self._headers(exchange, headers), body)
+
+    async def _plan(self, exchange: Exchange, *, needs_max_tokens: bool) -> Plan:
+        """The plan of a request; a large body is read in a thread, so that other requests go on meanwhile."""
+        planner = self._parts.planner
+        if len(exchange.incoming.body) <= MAX_READ_IN_LOOP:
+            return planner.plan(exchange, needs_max_tokens=needs_max_tokens)
+        return await asyncio.to_thread(planner.plan, exchange, needs_max_tokens=needs_max_tokens)
 
     async def finish(self, exchange: Exchange) -> None:
         """Close the books of one request, after its last byte or the lack of it; the trace goes to every sink."""
@@ -117,10 +127,9 @@ class Pipeline:
         for sink in self._parts.sinks:
             sink.write(trace)
 
-    async def _look_up(self, exchange: Exchange, key: str) -> CacheEntry | None:
+    async def _look_up(self, exchange: Exchange, plan: Plan, key: str) -> CacheEntry | None:
         exchange.trace.cache = "miss"
-        asked = first(exchange.incoming.headers, b"x-router-cache")
-        if asked is not None and asked.strip().lower() in (b"no-cache", b"refresh"):
+        if not plan.may_look_up:
             return None
         cache = self._parts.cache
         assert cache is not None
@@ -188,7 +197,7 @@ class Pipeline:
             return Outgoing(answer.status, self._headers(exchange, headers), None, RawRelay(exchange, reply, body))
         if answer.status >= 400:
             return self._error(exchange, answer, headers, body)
-        payload = _object(body)
+        payload = json_object(body)
         if payload is None:
             answer.attempt.outcome = "broken"
             raise UpstreamBroken(f"the upstream answered {answer.status} with a body that is not a JSON object")
@@ -236,10 +245,16 @@ class Pipeline:
 
     def _error(self, exchange: Exchange, answer: Answer, headers: RawHeaders, body: bytes) -> Outgoing:
         """An upstream error as it came; what is not the API's (an HTML page of a proxy) is said in the API's shape."""
-        payload = _object(body)
+        if not _is_readable(headers):  # compressed although asked not to be: passed on unread
+            exchange.trace.error_type = answer.attempt.error_type = "api_error"
+            book(exchange.trace, self._parts.catalog)
+            return Outgoing(answer.status, self._headers(exchange, headers, is_plain=True), body)
+        payload = json_object(body)
         error = payload.get("error") if payload is not None else None
         kind = _ERROR_TYPES.get(answer.status, "api_error" if answer.status >= 500 else "invalid_request_error")
         request_id = exchange.trace.request_id or ""
+        if payload is not None and isinstance(payload.get("request_id"), str):
+            request_id = header_value(str(payload["request_id"])).decode()
         if isinstance(error, dict) and isinstance(error.get("type"), str):
             kind = error["type"]
         elif payload is None:
@@ -264,7 +279,6 @@ class Pipeline:
         stream: StreamRelay,
         headers: RawHeaders,
     ) -> None:
-        answer.attempt.ended_s = exchange.clock.now_s()
         self._meter(exchange, answer, meter)
         if (kept := stream.kept) is not None:
             await self._store(exchange, plan, answer, headers, kept)
@@ -327,7 +341,8 @@ def _usd(pusd: int) -> bytes:
     return f"{sign}{whole}.{rest:012d}".rstrip("0").rstrip(".").encode()
 
 
-def _object(body: bytes) -> Mapping[str, object] | None:
+def json_object(body: bytes) -> dict[str, Any] | None:
+    """The JSON object that `body` is; None when it is none."""
     try:
         payload = orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -28,6 +28,8 @@ _AS_ASKED = Lane("as-asked", None)
 _UNCACHEABLE = frozenset(
     {"thread", "container", "mcp_servers", "fallback_credit_token", "context_management", "compaction", "diagnostics"}
 )
+_FRESH = frozenset({"no-cache", "refresh"})
+_NO_WISHES: frozenset[str] = frozenset()
 _SERVER_TOOLS = ("web_search", "web_fetch", "code_execution", "tool_search", "advisor", "mcp_toolset")
 
 
@@ -43,15 +45,15 @@ class Plan:
     """A request understood and decided: what to send, where, and under which cache key.
 
     `fallbacks` are worked out only when the walk gets there. `cache_key` is None when the answer is not to be looked
-    up or kept.
+    up or kept; `may_look_up` is False when the client wants a fresh answer that may be kept.
     """
 
     request: MessagesRequest
-    facts: Facts
     decision: Decision
     primary: Target
     fallbacks: Iterator[Target]
     cache_key: str | None
+    may_look_up: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +98,9 @@ class Planner:
         primary = next(route)
         trace.lane, trace.model_sent = primary.lane.name, primary.model
         exchange.span("checked", at)
-        key = self._cache_key(exchange, request, decision, primary, caller)
-        return Plan(request, facts, decision, primary, route, key)
+        wishes = _wishes(caller)
+        key = None if "no-store" in wishes else self._cache_key(exchange, request, decision, primary, caller)
+        return Plan(request, decision, primary, route, key, wishes.isdisjoint(_FRESH))
 
     def _caller(self, exchange: Exchange, policy: str) -> Caller:
         incoming = exchange.incoming
@@ -165,13 +168,14 @@ class Planner:
     ) -> Iterator[Target]:
         """The targets that may serve this request, in order; lanes that would refuse it are noted and left out.
 
-        At last the model asked for, when no lane of the route is left. A virtual model stands for the default lane.
+        At last the model asked for, always: what works without the router works with it. A virtual model stands for
+        the default lane.
         """
         asked_id = request.model
         default = policies.default_lane
         is_virtual = asked_id == "auto" or asked_id.startswith("lane:")
         asked: Model | None = None if is_virtual else self.catalog.find(asked_id)
-        is_empty = True
+        is_empty, has_asked = True, False
         for lane in decision.route:
             model_id = lane.model or (default.model if is_virtual else asked_id)
             assert model_id is not None  # a lane of the folder always names a model
@@ -181,9 +185,12 @@ class Planner:
                     exchange.refused.append(f"lane `{lane.name}` kept out: {reason}")
                     continue
             is_empty = False
+            has_asked = has_asked or model_id == asked_id
             yield Target(lane, model_id)
-        if is_empty:
-            yield Target(default, default.model or "") if is_virtual else Target(_AS_ASKED, asked_id)
+        if is_virtual and is_empty:
+            yield Target(default, default.model or "")
+        elif not is_virtual and not has_asked:
+            yield Target(_AS_ASKED, asked_id)
 
     def _refusal(
         self, model_id: str, asked: Model | None, request: MessagesRequest, facts: Facts, caller: Caller
@@ -208,9 +215,7 @@ class Planner:
         directive = decision.cache
         if directive is None or not self.has_cache or not _UNCACHEABLE.isdisjoint(request.body):
             return None
-        if caller.headers.get("x-router-cache", "").strip().lower() == "no-store":
-            return None
-        if b'"file_id"' in request.raw or _has_server_tool(request.body.get("tools")):
+        if b'"file_id"' in request.raw or b'"url"' in request.raw or _has_server_tool(request.body.get("tools")):
             return None
         return cache_key(
             request,
@@ -220,6 +225,12 @@ class Planner:
             betas=caller.betas,
             workspace=caller.headers.get("anthropic-workspace-id", ""),
         )
+
+
+def _wishes(caller: Caller) -> frozenset[str]:
+    """What the client's `x-router-cache` header asks for: a comma-separated list, as cache directives are."""
+    value = caller.headers.get("x-router-cache")
+    return frozenset(word.strip().lower() for word in value.split(",")) if value else _NO_WISHES
 
 
 def _has_server_tool(tools: object) -> bool:

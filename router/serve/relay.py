@@ -96,6 +96,8 @@ class StreamRelay:
             is_over = self._has_stopped or self._meter.error_type is not None
             return self._end() if is_over else self._cut(exc)  # an untidy goodbye takes nothing from a whole answer
         except ClientGone:
+            if self._exchange.watch.is_stopping:
+                return self._cut(StreamCut("the router is shutting down before the answer was complete"))
             self._attempt.outcome = "client_closed"
             raise
         if not chunk:

@@ -1,6 +1,6 @@
 """The rules of a swap for the conversation: roles, prefill, block types, images, per-message fields.
 
-One bounded pass that looks at types, never at text. The same strictness as `swap_rules`: a block type that nobody
+One bounded pass that looks at types, never at text. The same strictness as `swap.rules`: a block type that nobody
 knows is a reason.
 Source: Anthropic fact sheet, sections 1, 3, 4 and 18.
 """

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from router.errors import (
     ClientGone,
@@ -15,6 +15,8 @@ from router.errors import (
     MissingCredential,
     RequestTooLarge,
     RouterError,
+    ShuttingDown,
+    UnknownTarget,
     WrongMethod,
 )
 from router.serve.exchange import ClientWatch, Exchange, Incoming, Stopwatch
@@ -65,11 +67,20 @@ class ApiServices:
     report: Callable[[str, BaseException], None]  # an unforeseen exception, with the trace id
 
 
+_NOBODY = Identity("", "", None, Credential(b"", b""))
+
+
 class Api:
     """The ASGI application of the API port."""
 
     def __init__(self, services: ApiServices) -> None:
         self._services = services
+        self._watches: set[ClientWatch] = set()
+
+    def cut(self) -> None:
+        """End every answer under way, each with an error that its client can read: the grace period is over."""
+        for watch in list(self._watches):
+            watch.stop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,12 +92,17 @@ class Api:
         path, policy = _split_policy(scope.get("raw_path") or scope["path"].encode())
         trace.path = path.decode("latin-1")
         trace.endpoint = _endpoint(scope["method"], trace.path)
+        is_preflight = scope["method"] == "OPTIONS"
         headers: RawHeaders = scope["headers"]
         try:
             credential = credential_of(headers)
-            if credential is None:
+            if is_preflight:  # a browser asks without credentials whether it may send them
+                identity = _NOBODY
+            elif credential is None:
                 raise MissingCredential("x-api-key header is required", hint="or `Authorization: Bearer`")
-            identity = services.identify(credential)
+            else:
+                identity = services.identify(credential)
+            _check_path(scope["method"], trace.path)
             body = await _read_body(headers, receive, _LIMITS.get(trace.endpoint, MAX_OTHER_BODY))
         except ClientGone:
             return  # half a request was never a request
@@ -106,6 +122,7 @@ class Api:
             tenant=identity.tenant,
             key=identity.key,
             scheme=scope.get("scheme", "http"),
+            prefix="" if policy is None else f"/p/{quote(policy, safe='')}",
         )
         trace.started_at_ns = services.wall_clock_ns()
         trace.tenant, trace.key = identity.tenant, identity.key
@@ -117,6 +134,7 @@ class Api:
         unwatch = watch_for_disconnect(receive, exchange.watch.gone)
         outgoing: Outgoing | None = None
         is_started = False
+        self._watches.add(exchange.watch)
         try:
             try:
                 outgoing = await self._answer(exchange)
@@ -124,7 +142,13 @@ class Api:
                 await _send(exchange, outgoing, send)
                 _conclude(exchange.trace, outgoing)
             except (ClientGone, OSError):  # servers of ASGI 2.4 raise OSError when the client has gone
-                _blame(exchange.trace, ClientGone("the client closed the connection"), "client_closed")
+                if exchange.watch.is_stopping and not exchange.watch.is_gone:
+                    stopped = ShuttingDown("the router is shutting down", retryable=True, retry_after_s=1)
+                    _blame(exchange.trace, stopped, "cut")
+                    if not is_started:
+                        await _send_error(stopped, exchange.trace, send)
+                else:
+                    _blame(exchange.trace, ClientGone("the client closed the connection"), "client_closed")
             except asyncio.CancelledError:
                 _blame(exchange.trace, ClientGone("the server is stopping"), "client_closed")
                 raise
@@ -132,7 +156,7 @@ class Api:
                 if outgoing is not None and is_started:
                     _blame(exchange.trace, exc, "cut")
                     exchange.trace.status = outgoing.status
-                    raise  # the server cuts the connection: an incomplete body must not look complete
+                    return  # the server cuts the connection: an incomplete body must not look complete
                 _blame(exchange.trace, exc, _OUTCOMES[exc.source])
                 await _send_error(exc, exchange.trace, send)
             except Exception as exc:  # our own bug: said to the operator, with the trace id; never shown to the client
@@ -140,9 +164,10 @@ class Api:
                 error = InternalError("the router failed; the operator's log has the trace id")
                 _blame(exchange.trace, error, "internal_error")
                 if is_started:
-                    raise
+                    return  # as above; raising would put the exception's own words into the server's log
                 await _send_error(error, exchange.trace, send)
         finally:
+            self._watches.discard(exchange.watch)
             unwatch()
             if outgoing is not None and outgoing.relay is not None:
                 outgoing.relay.abort()
@@ -189,8 +214,28 @@ def _split_policy(path: bytes) -> tuple[bytes, str | None]:
     return slash + rest or b"/", unquote(name.decode("latin-1"))
 
 
+def _check_path(method: str, path: str) -> None:
+    """Refuse another spelling of a routed path: the upstream would read it as that path, and we as none of ours.
+
+    Raises UnknownTarget.
+    """
+    if path.isascii() and "%" not in path and "//" not in path and "/." not in path and not path.endswith("/"):
+        return
+    parts: list[str] = []
+    for part in unquote(path).split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    meant = _endpoint(method, "/" + "/".join(parts))
+    if meant in _LIMITS and meant != _endpoint(method, path):
+        raise UnknownTarget("the path is another spelling of one that is routed", hint="spell it plainly")
+
+
 def _endpoint(method: str, path: str) -> str:
     if path == "/v1/messages" or path == "/v1/messages/count_tokens":
+        if method == "OPTIONS":
+            return "passthrough"
         if method != "POST":
             return "wrong_method"
         return "messages" if path == "/v1/messages" else "count_tokens"

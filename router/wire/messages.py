@@ -35,7 +35,7 @@ class MessagesRequest:
     """A body that the Messages API could take: the bytes as received beside a parsed view.
 
     `body` is plain JSON data and must not be changed. `model_span` are the byte offsets of the `model` value in `raw`,
-    quotes included.
+    quotes included. `is_compact` says that `body` written out compactly is `raw`, byte for byte.
     """
 
     raw: bytes
@@ -43,6 +43,7 @@ class MessagesRequest:
     model: str
     model_span: tuple[int, int]
     is_streaming: bool
+    is_compact: bool
 
     def with_model(self, model: str) -> bytes:
         """The same bytes with another model; the very same object when the model does not change."""
@@ -72,7 +73,7 @@ def read_request(raw: bytes, *, needs_max_tokens: bool = True) -> MessagesReques
     if stream is not None and not isinstance(stream, bool):  # null is the absent field
         raise InvalidRequest("stream: Input should be a valid boolean")
     span = _compact_model_span(raw, body) if is_compact else object_spans(raw)["model"]
-    return MessagesRequest(raw, body, model, span, stream is True)
+    return MessagesRequest(raw, body, model, span, stream is True, is_compact)
 
 
 def read_json(raw: bytes) -> tuple[Any, bool]:

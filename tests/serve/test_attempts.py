@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 
@@ -46,15 +47,19 @@ async def test_a_refusal_falls_back_to_the_next_lane(refusal):
         assert (trace["lane"], trace["model_sent"]) == ("sonnet", "claude-sonnet-5-5")
 
 
-async def test_when_every_lane_refuses_the_first_ones_own_answer_comes_through():
-    """Status, body and `retry-after` of the lane that was asked first; attempts are bounded by the rule (R4, F6)."""
+async def test_when_every_lane_refuses_the_asked_ones_own_answer_comes_through():
+    """Status, body and `retry-after` of the model asked for; attempts are bounded by the rule (R4, F6)."""
     first = error("529 Overloaded", "overloaded_error", "from haiku", ("retry-after", "0"))
-    async with stage(answers(first, first, LIMITED), policy=always("retry: 1", route=ROUTE)) as s:
+    asked = error("529 Overloaded", "overloaded_error", "from opus", ("retry-after", "0"))
+    async with stage(
+        answers(first, first, LIMITED, LIMITED, asked, asked), policy=always("retry: 1", route=ROUTE)
+    ) as s:
         reply = await s.messages(model="claude-opus-5-5")
         assert reply.status == 529
-        assert reply.json()["error"]["message"] == "from haiku"
+        assert reply.json()["error"]["message"] == "from opus"
         assert reply.header("retry-after") == "0"
-        assert sent_models(s.upstream.requests) == ["claude-haiku-5-5"] * 2 + ["claude-sonnet-5-5"] * 2
+        tried = ["claude-haiku-5-5"] * 2 + ["claude-sonnet-5-5"] * 2 + ["claude-opus-5-5"] * 2
+        assert sent_models(s.upstream.requests) == tried
         trace = await s.trace()
         assert (trace["outcome"], trace["error_type"], trace["cost_usd"]) == ("upstream_error", "overloaded_error", 0)
 
@@ -63,7 +68,7 @@ async def test_a_fallbacks_rejection_does_not_hide_the_real_failure():
     """The fallback's 400 is in the trace; the client hears why the lane it asked for failed (F28)."""
     no = error("400 Bad", "invalid_request_error", "prefill")
     async with stage(answers(OVERLOADED, no), policy=always(route=ROUTE)) as s:
-        reply = await s.messages(model="claude-opus-5-5")
+        reply = await s.messages(model="claude-haiku-5-5")
         assert (reply.status, reply.json()["error"]["message"]) == (529, "Overloaded")
         trace = await s.trace()
         assert [a["outcome"] for a in trace["attempts"]] == ["overloaded", "rejected"]
@@ -101,7 +106,7 @@ async def test_a_broken_fallback_does_not_hide_the_real_failure():
 async def test_a_refusal_that_asks_to_be_left_alone_is_not_retried(header):
     """`x-should-retry: false` and a long `retry-after` are passed on at once, header included (F5)."""
     async with stage(answers(error("429 L", "rate_limit_error", "no", header)), policy=always("retry: 3")) as s:
-        reply = await s.messages()
+        reply = await s.messages(model="claude-haiku-5-5")
         assert reply.status == 429
         assert reply.header(header[0]) == header[1]
         assert len(s.upstream.requests) == 1
@@ -129,7 +134,7 @@ async def test_a_closed_port_is_told_in_the_api_shape():
             assert reply.header("proxy-status").startswith("router;")
             assert reply.header("x-router-rule") == "always"
             trace = await s.trace()
-            assert [a["outcome"] for a in trace["attempts"]] == ["connect_failed", "connect_failed"]
+            assert [a["outcome"] for a in trace["attempts"]] == ["connect_failed"] * 3
             assert (trace["outcome"], trace["error_code"], trace["cost_usd"]) == ("upstream_error", "R301", 0)
             for target in ("/v1/messages/count_tokens", "/v1/files", "/v1/models", "/v1/messages/batches"):
                 assert (await s.messages(target=target)).status == 502
@@ -294,3 +299,41 @@ def test_retry_after_is_read_in_all_its_forms():
         assert found is None or found >= 0
         found = wait((b"retry-after-ms", odd))
         assert found is None or found >= 0
+
+
+@pytest.mark.parametrize("status", ["400 Bad", "403 No", "404 None", "422 Odd"])
+async def test_what_a_chosen_model_does_not_take_goes_to_the_model_asked_for(status):
+    """A 4xx of a model that the router chose costs the client nothing: the asked model answers in its place."""
+    no = error(status, "permission_error", "not for you")
+    for target in ("/v1/messages", "/v1/messages/count_tokens"):
+        async with stage(answers(no, http(message())), policy=always(route="haiku")) as s:
+            reply = await s.messages(target=target, model="claude-opus-5-5")
+            assert reply.status == 200
+            assert sent_models(s.upstream.requests) == ["claude-haiku-5-5", "claude-opus-5-5"]
+            assert reply.header("x-router-model") == "claude-opus-5-5"
+            assert [a["outcome"] for a in (await s.trace())["attempts"]] == ["rejected", "ok"]
+
+
+async def test_the_asked_models_own_error_is_the_clients():
+    """When the asked model refuses the request too, its own words come through: they are about the client's request."""
+    no, own = error("400 Bad", "invalid_request_error", "haiku"), error("400 Bad", "invalid_request_error", "opus")
+    async with stage(answers(no, own), policy=always(route="haiku")) as s:
+        reply = await s.messages(model="claude-opus-5-5")
+        assert (reply.status, reply.json()["error"]["message"]) == (400, "opus")
+
+
+async def test_a_bad_credential_is_said_once():
+    """A 401 is about the credential, whatever the model."""
+    no = error("401 No", "authentication_error", "invalid x-api-key")
+    async with stage(answers(no), policy=always(route="haiku")) as s:
+        assert (await s.messages(model="claude-opus-5-5")).status == 401
+        assert len(s.upstream.requests) == 1
+
+
+async def test_a_compressed_refusal_passes_unread():
+    """Bytes and encoding as the upstream sent them."""
+    body = gzip.compress(b'{"type":"error","error":{"type":"rate_limit_error","message":"slow"}}')
+    refusal = http(body, "429 Slow", ("content-encoding", "gzip"))
+    async with stage(answers(refusal), policy=always(route="as-asked")) as s:
+        reply = await s.messages()
+        assert (reply.status, reply.body, reply.header("content-encoding")) == (429, body, "gzip")

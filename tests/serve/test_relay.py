@@ -342,3 +342,43 @@ async def test_a_hundred_clients_that_leave_cost_nothing():
         async with asyncio.timeout(5):
             while len(await s.traces()) < 101:
                 pass
+
+
+async def test_a_stream_past_the_grace_period_ends_with_an_error_event():
+    """At a stop, whoever is still being answered is told so in words that a client library raises."""
+
+    async def behave(peer):
+        await peer.request()
+        await peer.send_apart(SSE_HEAD, chunked(PIECES[0] + PIECES[1]))
+        await peer.closed()
+
+    async with stage(behave) as s:
+        client = sdk(s)
+        stream = await client.messages.create(
+            model="claude-sonnet-5-5", max_tokens=64, messages=[{"role": "user", "content": "x"}], stream=True
+        )
+        s.app.api.cut()
+        with pytest.raises(anthropic.APIStatusError, match="shutting down"):
+            async for _ in stream:
+                pass
+        await s.upstream_closed()
+        assert (await s.trace())["outcome"] == "cut"
+        await client.close()
+
+
+async def test_a_plain_answer_past_the_grace_period_is_a_503():
+    """Nothing was sent yet: the client hears that another try may do."""
+
+    async def behave(peer):
+        await peer.request()
+        asked.set()
+        await peer.closed()
+
+    asked = asyncio.Event()
+    async with stage(behave) as s:
+        waiting = asyncio.ensure_future(s.messages())
+        await asked.wait()
+        s.app.api.cut()
+        reply = await waiting
+        assert (reply.status, reply.json()["error"]["type"], reply.header("retry-after")) == (503, "api_error", "1")
+        assert (await s.trace())["error_code"] == "R902"

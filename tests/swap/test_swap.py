@@ -532,7 +532,7 @@ def test_no_odd_type_breaks_the_check(body, contents, target, asked):
         "messages": [{"role": "user", "content": content, "output_config": content} for content in contents],
     }
     request = read_request(json.dumps({"model": "m", "messages": [{"role": "user"}]}).encode(), needs_max_tokens=False)
-    request = type(request)(request.raw, parsed, parsed["model"], request.model_span, False)
+    request = type(request)(request.raw, parsed, parsed["model"], request.model_span, False, False)
     model = CATALOG.find(asked) if asked else None
     verdict = can_serve(request, CATALOG.find(target), asked=model, api_version=OLD, betas=(), input_tokens=9)
     assert isinstance(verdict.is_ok, bool)

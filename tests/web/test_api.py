@@ -189,7 +189,7 @@ async def test_a_chunked_request_is_sent_up_whole():
         assert s.upstream.requests[0].body == body
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
 async def test_messages_takes_only_post(method):
     """405 in the API's shape."""
     async with stage() as s:
@@ -197,6 +197,45 @@ async def test_messages_takes_only_post(method):
             reply = await s.request(method, target)
             assert (reply.status, reply.json()["error"]["type"]) == (405, "invalid_request_error")
         assert not s.upstream.connections
+
+
+async def test_a_browsers_preflight_passes_without_a_credential():
+    """A browser asks whether it may send its key before it sends one; the upstream answers."""
+    async with stage(answers(http(b"", "204 No", ("access-control-allow-origin", "*")))) as s:
+        wire = await s.connect()
+        wire.writer.write(b"OPTIONS /v1/messages HTTP/1.1\r\nhost: x\r\norigin: https://app.example\r\n\r\n")
+        reply = await wire.reply()
+        assert (reply.status, reply.header("access-control-allow-origin")) == (204, "*")
+        assert s.upstream.requests[0].line == b"OPTIONS /v1/messages HTTP/1.1"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/%6dessages", "//v1/messages", "/v1//messages", "/v1/./messages", "/v1/x/../messages", "/v1/messages/",
+     "/v1%2fmessages", "/v1/messages/%63ount_tokens", "/v1/messages/./batches"],
+)  # fmt: skip
+async def test_another_spelling_of_a_routed_path_is_refused(path):
+    """What the upstream might read as Messages never goes around the policy: 404, and nothing is sent (F51, S10)."""
+    async with stage(policy=always()) as s:
+        for prefix in ("", "/p/default"):
+            reply = await s.request("POST", prefix + path, request_body())
+            assert (reply.status, reply.json()["error"]["type"]) == (404, "not_found_error")
+        assert not s.upstream.requests
+
+
+async def test_a_large_body_is_read_without_holding_up_others():
+    """Its parsing goes on in a thread; a small request in between is answered before it."""
+    blocks = [{"type": "text", "text": str(number)} for number in range(200_000)]
+    large = json.dumps({**json.loads(request_body()), "messages": [{"role": "user", "content": blocks}]}).encode()
+    assert len(large) > 6_000_000
+    async with stage(policy=always()) as s:
+        slow = asyncio.ensure_future(s.post(large))
+        while not slow.done():
+            assert (await s.messages()).status == 200
+            if len(s.upstream.requests) >= 2:
+                break
+        assert (await slow).status == 200
+        assert len(s.upstream.requests[0].body) < 1000, "the small one was answered first"
 
 
 PASSED = [
