@@ -27,7 +27,7 @@ from router.errors import RouterError
 
 _START_S = 30.0  # a child process that has not printed its address by then has failed
 _AT_ONCE = 8  # requests under way together
-_COLUMNS = "{:26} {:14} {:16} {:>17} {:>17} {:8} {:>8} {:>11} {:>11}"
+_COLUMNS = "{:27} {:14} {:16} {:>17} {:>17} {:8} {:>8} {:>11} {:>11}"
 
 
 @click.command()
@@ -225,7 +225,7 @@ def _print_row(title: str, row: dict[str, Any]) -> None:
 
     ttft = "-" if row.get("ttft_s") is None else f"{row['ttft_s'] * 1000:.0f} ms"
     cells: Iterable[str] = (
-        title[:26], row.get("task") or "-", row["rule"], row["model_asked"].removeprefix("claude-"),
+        title[:27], row.get("task") or "-", row["rule"], row["model_asked"].removeprefix("claude-"),
         row["model_sent"].removeprefix("claude-"), row["cache"], ttft, usd("cost_usd"), usd("saved_usd"),
     )  # fmt: skip
     click.echo(_COLUMNS.format(*cells))

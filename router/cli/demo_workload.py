@@ -98,7 +98,7 @@ def repeats() -> list[Errand]:
     """The same questions again, as users ask them: the cache answers."""
     again = {"ticket 1", "ticket 2", "translate to German", "minutes in brief", "question on the text"}
     return [
-        Errand(f"{errand.title} (again)", errand.arguments, errand.is_streamed)
+        Errand(f"{errand.title}, again", errand.arguments, errand.is_streamed)
         for errand in first_errands()
         if errand.title in again
     ]

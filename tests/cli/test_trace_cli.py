@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -172,11 +173,9 @@ def test_tail_follows_until_interrupted(url: str, tmp_path: Path) -> None:
         for number in range(100, 400):
             sink.write(a_trace(number))
             sink.flush()
-            if number == 100:
-                os.set_blocking(process.stdout.fileno(), False)
-            if line := process.stdout.readline():
+            if select.select([process.stdout], [], [], 0.05)[0]:
+                line = process.stdout.readline()
                 break
-            time.sleep(0.05)
         assert json.loads(line)["request_id"].startswith("req_1")
     finally:
         process.send_signal(signal.SIGINT)
