@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from router.affinity.binding import Binding
 from router.classify.label import Label
 from router.trace.record import Trace
 from router.usage import Usage
@@ -106,6 +107,22 @@ class CacheBackend(Protocol):
     async def close(self) -> None: ...
 
 
+class AffinityStore(Protocol):
+    """Where conversations are remembered. A failure is a conversation not remembered, counted by the store.
+
+    Nothing is raised to the flow, and neither call takes longer than the store's own small time limit. Keys are
+    `affinity.binding.binding_key`.
+    """
+
+    async def get(self, key: str) -> Binding | None: ...
+
+    async def put(self, key: str, binding: Binding) -> None: ...
+
+    def stats(self) -> Mapping[str, int]: ...
+
+    async def close(self) -> None: ...
+
+
 class TraceSink(Protocol):
     """Takes finished traces. `write` never blocks and never raises: what cannot be taken is dropped and counted."""
 
@@ -121,6 +138,8 @@ class Classifier(Protocol):
 
 
 __all__ = [
+    "AffinityStore",
+    "Binding",
     "CacheBackend",
     "CacheEntry",
     "Classifier",

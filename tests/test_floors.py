@@ -15,7 +15,7 @@ FLOORS: dict[str, str] = {
     "wire": "1", "usage": "1", "catalog": "1",
     "facts": "2", "swap": "2", "classify": "2", "trace.record": "2", "trace.export": "2",
     "trace.filters": "2", "trace.rows": "2",
-    "seams": "3", "cache.key": "3", "affinity": "3", "keys": "3", "policy": "3", "trace.schema": "4 west",
+    "seams": "3", "cache.key": "3", "affinity": "3", "affinity.memory": "4 west", "affinity.redis": "4 west", "redis_link": "4 west", "keys": "3", "policy": "3", "trace.schema": "4 west",
     "policy.store": "4 west", "upstream": "4 west", "cache": "4 west", "trace": "4 west", "jobs": "4 west",
     "serve": "4 east",
     "web": "5",
@@ -37,6 +37,8 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "click": ("cli",),
     "prometheus_client": ("trace.metrics",),
     "watchfiles": ("policy.store",),
+    "redis": ("redis_link",),
+    "ruamel": ("policy.format",),
 }
 
 # Floors 0 to 3 have no clock, no socket, no file, no event loop, no environment.

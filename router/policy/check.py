@@ -21,8 +21,10 @@ from router.policy.compile import AS_ASKED_LANE, CompiledPolicy, PolicySet, comp
 from router.policy.conditions import fact_value
 from router.policy.decide import Decision, NeedsLabel, decide
 from router.policy.grammar import OTHERWISE
-from router.policy.parse import Policy, Test, is_name, near, parse_lanes, parse_policy
+from router.policy.parse import parse_lanes, parse_policy
 from router.policy.source import MAX_FOLDER_BYTES, Diagnostic, Node, Source, read_source, render
+from router.policy.words import is_name, near
+from router.policy.written import Policy, Test
 from router.wire.messages import MessagesRequest, read_request
 
 LANES_FILE = "lanes.yaml"

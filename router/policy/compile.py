@@ -15,11 +15,12 @@ import re2
 from router.catalog.lookup import Catalog
 from router.facts.vocabulary import HEADER_PREFIX
 from router.policy.conditions import LABELLED, Clause, cheapest_first, compile_condition
-from router.policy.grammar import AS_ASKED, OTHERWISE
+from router.policy.grammar import AS_ASKED, DEFAULT_TURNS, OTHERWISE
 from router.policy.operators import Check
-from router.policy.parse import CacheDirective, Lane, LaneEntry, Lanes, Policy, Rule, Stick, Swap, near
 from router.policy.reach import Domains, covers, domains, never_holds
 from router.policy.source import Node, Source
+from router.policy.words import near
+from router.policy.written import CacheDirective, Lane, LaneEntry, Lanes, Policy, Rule, Stick, Swap
 from router.usage import Tokens, Usage
 
 AS_ASKED_LANE = Lane(AS_ASKED, None)
@@ -55,7 +56,9 @@ class CompiledRule:
     timeout_s: float | None = None
     cache: CacheDirective | None = None
     swap: Swap = "strict"
+    edits: tuple[str, ...] = ()
     stick: Stick = "conversation"
+    turns: int = DEFAULT_TURNS
     tags: tuple[str, ...] = ()
     line: int = 0
 
@@ -235,7 +238,9 @@ def _compile_rule(
         timeout_s=rule.timeout_s,
         cache=rule.cache,
         swap=rule.swap,
+        edits=rule.edits,
         stick=rule.stick,
+        turns=rule.turns,
         tags=rule.tags,
         line=rule.at.line,
     )

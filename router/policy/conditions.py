@@ -13,8 +13,8 @@ from typing import Any
 from router.facts.vocabulary import FACTS, HEADER_PREFIX, LABEL_FACTS, SECRET_HEADERS, FactSpec, fact_spec
 from router.policy.grammar import NESTING, OPERATORS, OperatorSpec
 from router.policy.operators import Check, SearchRegex, list_check, value_check
-from router.policy.parse import near
 from router.policy.source import Node, Source, resolve
+from router.policy.words import near
 
 COUNTED, READ, LABELLED = 0, 1, 2
 _COST = {"counted": COUNTED, "read": READ, "labelled": LABELLED}

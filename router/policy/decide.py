@@ -15,7 +15,7 @@ from router.facts.inspect import Facts
 from router.policy.compile import CompiledPolicy, CompiledRule, Outcome
 from router.policy.conditions import LABELLED, Clause
 from router.policy.operators import getter
-from router.policy.parse import CacheDirective, Lane, Stick, Swap
+from router.policy.written import CacheDirective, Lane, Stick, Swap
 
 _MOST_KEPT = 4096  # decisions remembered per policy
 
@@ -25,8 +25,9 @@ class Decision:
     """What a policy says about one request.
 
     `route` is never empty: the first lane is tried first, the rest are fallbacks. `deny` is a message for the client,
-    and then nothing is sent. `timeout_s` is the longest wait for a first byte. `why` has one sentence per rule reached,
-    the deciding one last.
+    and then nothing is sent. `timeout_s` is the longest wait for a first byte. `edits` are the edits that may be made
+    to the request so that a lane takes it. `turns` is how soon `stick: economic` must earn back a switch. `why` has one
+    sentence per rule reached, the deciding one last.
     """
 
     policy: str
@@ -37,7 +38,9 @@ class Decision:
     retries: int
     timeout_s: float | None
     swap: Swap
+    edits: tuple[str, ...]
     stick: Stick
+    turns: int
     deny: str | None
     tags: tuple[str, ...]
     why: tuple[str, ...]
@@ -97,7 +100,9 @@ def _decision(policy: CompiledPolicy, rule: CompiledRule, facts: Facts, why: lis
             retries=rule.retries,
             timeout_s=rule.timeout_s,
             swap=rule.swap,
+            edits=rule.edits,
             stick=rule.stick,
+            turns=rule.turns,
             deny=rule.deny,
             tags=rule.tags,
             why=sentences,

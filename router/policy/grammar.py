@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from router.facts.vocabulary import Kind
+from router.swap.edits import EDITS
 
 VERSION = 1
 AS_ASKED = "as-asked"
@@ -20,11 +21,14 @@ MAX_CACHE_BYTES = 64 * 1024 * 1024
 Shape = Literal[
     "version", "name", "text", "texts", "rules", "tests", "lanes", "lane", "model", "route", "weights", "condition",
     "cache", "duration", "size", "count", "swap", "stick", "scope", "request", "given", "expect",
+    "economic", "turns", "edits",
 ]  # fmt: skip
 
 SWAP = ("strict", "adapt")
-STICK = ("conversation", "none")
+STICK = ("conversation", "economic", "move", "none")
 SCOPE = ("tenant", "shared")
+DEFAULT_TURNS = 5  # within which `stick: economic` must earn back what a switch costs
+MAX_TURNS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +60,10 @@ RULE_KEYS = (
     KeySpec("timeout", "duration", "Longest wait for the first byte of an answer, such as `30s`."),
     KeySpec("cache", "cache", "Keep and replay complete answers; left out, nothing is cached."),
     KeySpec("swap", "swap", "When the lane's model would refuse the request: `strict` (default) takes the next lane, "
-            "`adapt` may make the listed edits."),
-    KeySpec("stick", "stick", "`conversation` (default): it keeps its model; `none`: each request by itself."),
+            "`adapt` may make every edit of the docs, `{adapt: [max_tokens, effort]}` only these."),
+    KeySpec("stick", "stick", "`conversation` (default): it keeps its model; `economic`: it moves when that is earned "
+            "back within 5 turns, or `{economic: {turns: 20}}`; `move`: it moves to this rule's lane and keeps that; "
+            "`none`: each request by itself."),
     KeySpec("tags", "texts", "Words for traces and reports."),
 )  # fmt: skip
 
@@ -66,6 +72,13 @@ CACHE_KEYS = (
     KeySpec("scope", "scope", "`tenant` (default): never shared between tenants; `shared`: one cache for all."),
     KeySpec("max_bytes", "size", "Largest answer kept, such as `1MB`, the default."),
 )
+
+ECONOMIC_KEYS = (
+    KeySpec("turns", "turns", "Turns within which a change of model must have earned back what it costs."),
+)
+
+STICK_KEYS = (KeySpec("economic", "economic", "A conversation moves when that is earned back in time.", True),)
+SWAP_KEYS = (KeySpec("adapt", "edits", "The edits that may be made to a request so that a model takes it.", True),)
 
 TEST_KEYS = (
     KeySpec("name", "text", "What the example shows.", True),
@@ -119,3 +132,4 @@ OPERATORS = (
 )  # fmt: skip
 
 NESTING = ("any", "all", "not")
+EDIT_NAMES = tuple(EDITS)

@@ -6,14 +6,14 @@ weights) come out in their units.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 from router.policy.grammar import (
     CACHE_KEYS,
+    DEFAULT_TURNS,
+    ECONOMIC_KEYS,
+    EDIT_NAMES,
     EXPECT_KEYS,
     LANE_KEYS,
     LANES_FILE_KEYS,
@@ -21,134 +21,23 @@ from router.policy.grammar import (
     MAX_RETRIES,
     MAX_RULES,
     MAX_TESTS,
-    NAME_PATTERN,
+    MAX_TURNS,
     OTHERWISE,
     POLICY_KEYS,
     RESERVED_LANES,
     RULE_KEYS,
     SCOPE,
     STICK,
+    STICK_KEYS,
     SWAP,
+    SWAP_KEYS,
     TEST_KEYS,
     VERSION,
     KeySpec,
 )
 from router.policy.source import Node, Source
-
-Swap = Literal["strict", "adapt"]
-Stick = Literal["conversation", "none"]
-
-
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """A named target. `model` None is the lane `as-asked`: the model that the client asked for."""
-
-    name: str
-    model: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class CacheDirective:
-    """What a rule says of caching: seconds an answer lives, who shares it, the largest answer kept."""
-
-    ttl_s: float
-    scope: Literal["tenant", "shared"]
-    max_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One rule as written; exactly one of `route`, `split` and `deny` is filled."""
-
-    name: str
-    at: Node
-    when: Node | None
-    route: tuple[Node, ...]
-    split: tuple[tuple[Node, int], ...]
-    deny: str | None
-    retries: int
-    timeout_s: float | None
-    cache: CacheDirective | None
-    swap: Swap
-    stick: Stick
-    tags: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Test:
-    """One example of a policy: a request or facts, and the rule and lane they must come to (None: not said)."""
-
-    __test__ = False  # pytest would take the name for one of its own
-
-    name: str
-    at: Node
-    request: Node | None
-    given: Node | None
-    rule: Node | None
-    lane: Node | None
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """One policy file as written."""
-
-    name: str
-    source: Source
-    rules: tuple[Rule, ...]
-    otherwise: tuple[Node, ...]
-    tests: tuple[Test, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LaneEntry:
-    """One lane as written: where, and the names of its model and of the lane to fall back on."""
-
-    name: str
-    at: Node
-    model: Node
-    fallback: Node | None
-
-
-@dataclass(frozen=True, slots=True)
-class Lanes:
-    """`lanes.yaml` as written."""
-
-    source: Source
-    entries: tuple[LaneEntry, ...]
-    default_lane: Node | None
-
-
-def near(name: str, names: Iterable[str], otherwise: str = "") -> str:
-    """The hint for a name that is not one of `names`: the nearest of them, or what else helps."""
-    close = get_close_matches(name, list(names), n=1, cutoff=0.6)
-    question = f"did you mean `{close[0]}`?" if close else ""
-    return f"{question} {otherwise}".strip()
-
-
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)(ms|s|m|h|d)\Z")
-_DURATION_S = (("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86400.0))
-_SIZE = re.compile(r"(\d{1,12})(B|kB|KB|MB|GB|KiB|MiB)\Z")
-_SIZE_BYTES = (("B", 1), ("kB", 1000), ("KB", 1000), ("MB", 10**6), ("GB", 10**9), ("KiB", 1024), ("MiB", 1024**2))
-_NAME = re.compile(NAME_PATTERN + r"\Z")
-
-
-def is_name(text: str) -> bool:
-    """Whether lanes, rules and policies may be called so: lower case letters, digits, `-`, `_`, `.`; at most 64."""
-    return _NAME.match(text) is not None
-
-
-def duration_s(text: object) -> float | None:
-    """Seconds of `500ms`, `30s`, `5m`, `1h`, `7d`; None when it is not one of these or no time at all."""
-    match = _DURATION.match(text) if isinstance(text, str) else None
-    return (float(match[1]) * dict(_DURATION_S)[match[2]] or None) if match else None
-
-
-def size_bytes(value: object) -> int | None:
-    """Bytes of `64kB`, `1MB`, `1MiB` or a plain number; None when it is none of these or zero."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value if value > 0 else None
-    match = _SIZE.match(value) if isinstance(value, str) else None
-    return (int(match[1]) * dict(_SIZE_BYTES)[match[2]] or None) if match else None
+from router.policy.words import duration_s, is_name, near, seen, shown, size_bytes
+from router.policy.written import CacheDirective, LaneEntry, Lanes, Policy, Rule, Stick, Swap, Test
 
 
 def parse_policy(name: str, source: Source) -> Policy | None:
@@ -219,7 +108,7 @@ class _Reader:
         if node is None:
             return None
         if node.kind != "map":
-            self._source.report(node, f"{what} must be a mapping, this is {_seen(node)}")
+            self._source.report(node, f"{what} must be a mapping, this is {seen(node)}")
             return None
         names = [spec.name for spec in table]
         found: dict[str, Node] = {}
@@ -245,7 +134,7 @@ class _Reader:
         if node is None:
             return ()
         if node.kind != "list":
-            self._source.report(node, f"`{what}` must be a list, this is {_seen(node)}", "begin each entry with `- `")
+            self._source.report(node, f"`{what}` must be a list, this is {seen(node)}", "begin each entry with `- `")
             return ()
         if len(node.value) > limit:
             self._source.report(node, f"{len(node.value):,} {what}, at most {limit:,} are taken")
@@ -254,14 +143,14 @@ class _Reader:
 
     def version(self, node: Node | None) -> None:
         if node is not None and (node.kind != "integer" or node.value != VERSION):
-            self._source.report(node, f"version {_seen(node)} is not known", f"this router reads version {VERSION}")
+            self._source.report(node, f"version {seen(node)} is not known", f"this router reads version {VERSION}")
 
     def text(self, node: Node, what: str) -> str | None:
         if node.kind == "text" and node.value.strip():
             return str(node.value)
         self._source.report(
             node,
-            f"{what} must be a text, this is {_seen(node)}",
+            f"{what} must be a text, this is {seen(node)}",
             "quote it" if node.kind in ("integer", "number", "flag") else "",
         )
         return None
@@ -272,7 +161,7 @@ class _Reader:
             return choices[0]
         if node.value not in choices:
             listed = " or ".join(f"`{choice}`" for choice in choices)
-            self._source.report(node, f"{what} must be {listed}, this is {_seen(node)}", near(str(node.value), choices))
+            self._source.report(node, f"{what} must be {listed}, this is {seen(node)}", near(str(node.value), choices))
             return choices[0]
         return node.value
 
@@ -293,7 +182,7 @@ class _Reader:
             return None
         if "name" in keys and (not is_name(name) or name == OTHERWISE):
             self._source.report(
-                keys["name"], f"a rule cannot be called `{_value(keys['name'])}`", _naming(name, (OTHERWISE,))
+                keys["name"], f"a rule cannot be called `{shown(keys['name'])}`", _naming(name, (OTHERWISE,))
             )
         ends = [key for key in ("route", "split", "deny") if key in keys]
         if len(ends) > 1:
@@ -302,9 +191,11 @@ class _Reader:
             self._source.report(node, f"{what} does not say where to go", "add `route`, `split` or `deny`")
         retry, timeout = keys.get("retry"), keys.get("timeout")
         if retry is not None and (retry.kind != "integer" or not 0 <= retry.value <= MAX_RETRIES):
-            self._source.report(retry, f"`retry` of {what} must be 0 to {MAX_RETRIES}, this is {_seen(retry)}")
+            self._source.report(retry, f"`retry` of {what} must be 0 to {MAX_RETRIES}, this is {seen(retry)}")
             retry = None
         deny = keys.get("deny")
+        swap, edits = self.swap(keys.get("swap"), what)
+        stick, turns = self.stick(keys.get("stick"), what)
         return Rule(
             name=name,
             at=name_node or node,
@@ -315,8 +206,10 @@ class _Reader:
             retries=retry.value if retry is not None else 0,
             timeout_s=self.duration(timeout, f"`timeout` of {what}") if timeout is not None else None,
             cache=self.cache(keys["cache"], what) if "cache" in keys else None,
-            swap=self.choice(keys.get("swap"), f"`swap` of {what}", SWAP),
-            stick=self.choice(keys.get("stick"), f"`stick` of {what}", STICK),
+            swap=swap,
+            edits=edits,
+            stick=stick,
+            turns=turns,
             tags=self.texts(keys.get("tags"), f"`tags` of {what}"),
         )
 
@@ -325,6 +218,40 @@ class _Reader:
             return ()
         nodes = node.value if node.kind == "list" else (node,)
         return tuple(text for item in nodes if (text := self.text(item, f"an entry of {what}")) is not None)
+
+    def swap(self, node: Node | None, what: str) -> tuple[Swap, tuple[str, ...]]:
+        """`strict`, `adapt` (every edit), or `{adapt: [names]}` (only these)."""
+        if node is None or node.kind != "map":
+            swap: Swap = self.choice(node, f"`swap` of {what}", SWAP)
+            return swap, EDIT_NAMES if swap == "adapt" else ()
+        keys = self.keys(node, SWAP_KEYS, f"`swap` of {what}")
+        if keys is None or "adapt" not in keys:
+            return "strict", ()
+        listed = keys["adapt"]
+        if listed.kind == "list" and not listed.value:
+            self._source.report(listed, f"`adapt` of {what} names no edit", "write `swap: strict`, or name one")
+        items = listed.value if listed.kind == "list" else (listed,)
+        for item in items:
+            if item.value not in EDIT_NAMES:
+                hint = near(str(item.value), EDIT_NAMES, f"edits: {', '.join(EDIT_NAMES)}")
+                self._source.report(item, f"unknown edit {seen(item)} in `swap` of {what}", hint)
+        return "adapt", tuple(name for name in EDIT_NAMES if name in {item.value for item in items})
+
+    def stick(self, node: Node | None, what: str) -> tuple[Stick, int]:
+        """One of the words, or `{economic: {turns: N}}`."""
+        if node is None or node.kind != "map":
+            return self.choice(node, f"`stick` of {what}", STICK), DEFAULT_TURNS
+        keys = self.keys(node, STICK_KEYS, f"`stick` of {what}")
+        inner = (
+            self.keys(keys["economic"], ECONOMIC_KEYS, f"`economic` of {what}") if keys and "economic" in keys else {}
+        )
+        turns = inner.get("turns") if inner else None
+        if turns is None:
+            return "economic", DEFAULT_TURNS
+        if turns.kind != "integer" or not 1 <= turns.value <= MAX_TURNS:
+            self._source.report(turns, f"`turns` of {what} must be 1 to {MAX_TURNS}, this is {seen(turns)}")
+            return "economic", DEFAULT_TURNS
+        return "economic", turns.value
 
     def weights(self, node: Node, what: str) -> tuple[tuple[Node, int], ...]:
         if node.kind != "map" or not node.value:
@@ -337,7 +264,7 @@ class _Reader:
             if value.kind != "integer" or not 0 < value.value <= 1_000_000:
                 hint = "a lane that gets nothing is left out; weights need not add up to 100"
                 self._source.report(
-                    value, f"weight of `{key.value}` must be a whole number over 0, this is {_seen(value)}", hint
+                    value, f"weight of `{key.value}` must be a whole number over 0, this is {seen(value)}", hint
                 )
             else:
                 weights.append((key, value.value))
@@ -347,7 +274,7 @@ class _Reader:
         seconds = duration_s(node.value)
         if seconds is None:
             self._source.report(
-                node, f"{what} must be a duration, this is {_seen(node)}", "such as `500ms`, `30s`, `5m`, `1h` or `7d`"
+                node, f"{what} must be a duration, this is {seen(node)}", "such as `500ms`, `30s`, `5m`, `1h` or `7d`"
             )
         return seconds
 
@@ -360,7 +287,7 @@ class _Reader:
         max_bytes = size_bytes(largest.value) if largest is not None else 1_000_000
         if largest is not None and (max_bytes is None or max_bytes > MAX_CACHE_BYTES):
             self._source.report(
-                largest, f"`max_bytes` of {what} must be a size up to 64MiB, this is {_seen(largest)}", "such as `1MB`"
+                largest, f"`max_bytes` of {what} must be a size up to 64MiB, this is {seen(largest)}", "such as `1MB`"
             )
         return CacheDirective(ttl_s or 1.0, self.choice(keys.get("scope"), f"`scope` of {what}", SCOPE), max_bytes or 0)
 
@@ -381,14 +308,3 @@ class _Reader:
         if expect is None or ("request" in keys) == ("given" in keys):
             return None
         return Test(name or "", node, keys.get("request"), keys.get("given"), expect.get("rule"), expect.get("lane"))
-
-
-def _seen(node: Node) -> str:
-    """What stands there, in words that fit after `this is`."""
-    words = {"list": "a list", "map": "a mapping", "null": "nothing"}
-    return words.get(node.kind) or f"`{_value(node)}`"
-
-
-def _value(node: Node) -> str:
-    value = str(node.value).lower() if node.kind == "flag" else str(node.value)
-    return value if len(value) <= 60 else f"{value[:60]}…"

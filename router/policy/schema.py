@@ -14,24 +14,29 @@ from router.policy.conditions import value_range
 from router.policy.grammar import (
     AS_ASKED,
     CACHE_KEYS,
+    ECONOMIC_KEYS,
     EXPECT_KEYS,
     LANE_KEYS,
     LANES_FILE_KEYS,
     MAX_RETRIES,
     MAX_RULES,
     MAX_TESTS,
+    MAX_TURNS,
     NAME_PATTERN,
     OPERATORS,
     POLICY_KEYS,
     RULE_KEYS,
     SCOPE,
     STICK,
+    STICK_KEYS,
     SWAP,
+    SWAP_KEYS,
     TEST_KEYS,
     VERSION,
     KeySpec,
     OperatorSpec,
 )
+from router.swap.edits import EDITS
 
 Schema = dict[str, Any]
 
@@ -39,6 +44,7 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _NAME: Schema = {"type": "string", "pattern": f"^{NAME_PATTERN}$"}
 _TEXT: Schema = {"type": "string", "minLength": 1}
 _LANE: Schema = {**_NAME, "description": f"A lane of `lanes.yaml`, or `{AS_ASKED}`."}
+_EDIT: Schema = {"anyOf": [{"const": name, "description": f"May {does}."} for name, does in EDITS.items()]}
 _ROUTE: Schema = {"anyOf": [_LANE, {"type": "array", "items": _LANE, "minItems": 1}]}
 
 
@@ -91,13 +97,17 @@ def _shape(spec: KeySpec) -> Schema:
             ]
         },
         "count": {"type": "integer", "minimum": 0, "maximum": MAX_RETRIES},
-        "swap": {"enum": list(SWAP)},
-        "stick": {"enum": list(STICK)},
+        "turns": {"type": "integer", "minimum": 1, "maximum": MAX_TURNS},
+        "edits": {"anyOf": [_EDIT, {"type": "array", "items": _EDIT, "minItems": 1}]},
         "scope": {"enum": list(SCOPE)},
         "request": {"type": "object", "required": ["model", "messages"]},
     }
-    tables: dict[str, Sequence[KeySpec]] = {"cache": CACHE_KEYS, "expect": EXPECT_KEYS}
+    tables: dict[str, Sequence[KeySpec]] = {"cache": CACHE_KEYS, "expect": EXPECT_KEYS, "economic": ECONOMIC_KEYS}
     lists: dict[str, tuple[Sequence[KeySpec], int]] = {"rules": (RULE_KEYS, MAX_RULES), "tests": (TEST_KEYS, MAX_TESTS)}
+    words_or_table = {"swap": (SWAP, SWAP_KEYS), "stick": (STICK, STICK_KEYS)}
+    if spec.shape in words_or_table:
+        words, written_out = words_or_table[spec.shape]
+        return {"anyOf": [{"enum": list(words)}, _mapping(written_out)]}
     if spec.shape in tables:
         return _mapping(tables[spec.shape])
     if spec.shape in lists:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 from router.errors import ClientGone, RouterError, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
-from router.policy.parse import Lane
+from router.policy.written import Lane
 from router.seams import Upstream, UpstreamCall, UpstreamReply
 from router.serve.exchange import Exchange
 from router.serve.headers import RawHeaders, first

@@ -13,7 +13,7 @@ import orjson
 from router.catalog.lookup import Catalog
 from router.errors import UnknownTarget
 from router.policy.compile import PolicySet
-from router.policy.parse import Lane
+from router.policy.written import Lane
 from router.seams import UpstreamCall
 from router.serve.attempts import Target, walk
 from router.serve.exchange import Exchange

@@ -15,7 +15,7 @@ from router.errors import DeniedByPolicy, UnknownTarget
 from router.facts.inspect import Caller, Facts, inspect
 from router.policy.compile import CompiledPolicy, PolicySet
 from router.policy.decide import Decision, NeedsLabel, decide
-from router.policy.parse import Lane
+from router.policy.written import Lane
 from router.seams import Classifier, Label
 from router.serve.attempts import Target
 from router.serve.exchange import Exchange

@@ -1,0 +1,66 @@
+"""Does a conversation keep its model? A rule's decision against the binding of the conversation it is about.
+
+The live path and `router policy diff` ask the same function, so that a forecast cannot disagree with the router.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from router.affinity.binding import Binding
+from router.affinity.economics import SwitchCost, switch_cost
+from router.catalog.lookup import Catalog
+from router.policy.decide import Decision
+from router.policy.written import Lane
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What the binding says to a decision.
+
+    `lane` is the lane to keep, None where the decision's own route stands. `why` says so in one sentence, empty when
+    there was nothing to say. `cost` prices the switch that was made or not, None where both are one model or a price
+    is unknown.
+    """
+
+    lane: Lane | None
+    why: str = ""
+    cost: SwitchCost | None = None
+
+
+_NOTHING = Hold(None)
+
+
+def hold(
+    decision: Decision,
+    binding: Binding | None,
+    *,
+    wanted: str,
+    asked: str,
+    lanes: Mapping[str, Lane],
+    catalog: Catalog,
+    now_s: float,
+) -> Hold:
+    """Whether the conversation stays where it is bound, by the decision's `stick`.
+
+    `wanted` is the model that the decision's first lane stands for, `asked` the one that `as-asked` stands for.
+    """
+    if binding is None or decision.stick == "none" or decision.deny is not None:
+        return _NOTHING
+    lane = lanes.get(binding.lane)
+    if binding.model == wanted or lane is None or (lane.model or asked) != binding.model:
+        return _NOTHING  # the same model, or a lane that an edit of the policies has changed or taken away
+    cost = switch_cost(binding, wanted, catalog, now_s=now_s, turns=decision.turns)
+    lane_wanted = decision.route[0].name
+    if decision.stick == "move":
+        return Hold(None, f"the conversation moves from lane `{lane.name}` to `{lane_wanted}`", cost)
+    if decision.stick == "economic" and cost is not None and cost.is_earned:
+        moves = f"the conversation moves from lane `{lane.name}` to `{lane_wanted}`"
+        return Hold(None, f"{moves}: earned back by turn {cost.turns_to_earn}", cost)
+    why = f"the conversation keeps lane `{lane.name}`"
+    if decision.stick == "economic":
+        why += f": `{lane_wanted}` is not earned back within {decision.turns} turns"
+    elif cost is not None and cost.extra_pusd > 0:
+        why += f": a switch to `{lane_wanted}` would cost ${cost.extra_pusd / 1e12:.6f} more this turn"
+    return Hold(lane, why, cost)

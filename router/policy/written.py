@@ -1,0 +1,96 @@
+"""Policies, rules and lanes as written: what `parse` makes of a file and `compile` takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from router.policy.source import Node, Source
+
+Swap = Literal["strict", "adapt"]
+Stick = Literal["conversation", "economic", "move", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """A named target. `model` None is the lane `as-asked`: the model that the client asked for."""
+
+    name: str
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheDirective:
+    """What a rule says of caching: seconds an answer lives, who shares it, the largest answer kept."""
+
+    ttl_s: float
+    scope: Literal["tenant", "shared"]
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule as written; exactly one of `route`, `split` and `deny` is filled.
+
+    `edits` are the names of the edits that `swap: adapt` may make (none for `strict`); `turns` is how soon
+    `stick: economic` must earn back a switch.
+    """
+
+    name: str
+    at: Node
+    when: Node | None
+    route: tuple[Node, ...]
+    split: tuple[tuple[Node, int], ...]
+    deny: str | None
+    retries: int
+    timeout_s: float | None
+    cache: CacheDirective | None
+    swap: Swap
+    edits: tuple[str, ...]
+    stick: Stick
+    turns: int
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """One example of a policy: a request or facts, and the rule and lane they must come to (None: not said)."""
+
+    __test__ = False  # pytest would take the name for one of its own
+
+    name: str
+    at: Node
+    request: Node | None
+    given: Node | None
+    rule: Node | None
+    lane: Node | None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One policy file as written."""
+
+    name: str
+    source: Source
+    rules: tuple[Rule, ...]
+    otherwise: tuple[Node, ...]
+    tests: tuple[Test, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LaneEntry:
+    """One lane as written: where, and the names of its model and of the lane to fall back on."""
+
+    name: str
+    at: Node
+    model: Node
+    fallback: Node | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """`lanes.yaml` as written."""
+
+    source: Source
+    entries: tuple[LaneEntry, ...]
+    default_lane: Node | None
