@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from router.affinity.memory import MemoryAffinity
+from router.affinity.redis import RedisAffinity
 from router.cache.memory import MemoryCache
 from router.catalog.lookup import Catalog
 from router.catalog_file import load_catalog
@@ -27,13 +29,17 @@ from router.errors import MissingCredential, SettingsError
 from router.facts.vocabulary import WEEKDAYS
 from router.keys import KeyRing, read_keys
 from router.policy.check import compile_folder
+from router.policy.compile import PolicySet
+from router.policy.history import PolicyHistory
 from router.policy.store import PolicyStore
-from router.seams import CacheBackend, Deadlines, TraceSink
+from router.redis_link import RedisLink, check_redis_url
+from router.seams import AffinityStore, CacheBackend, Deadlines, TraceSink, Upstream
 from router.serve.headers import Credential
 from router.serve.passthrough import Passthrough
 from router.serve.pipeline import Parts, Pipeline
 from router.serve.plan import Planner
-from router.settings import Settings
+from router.serve.refresh import ModelRefresh
+from router.settings import Settings, refresh_s
 from router.trace.metrics import MetricsSink
 from router.trace.sqlite import SqliteTraceReader, SqliteTraceSink, open_sink, path_of
 from router.upstream.http1 import Http1Upstream
@@ -56,20 +62,40 @@ class App:
         compile_set = partial(
             compile_folder, catalog=self.catalog, classify=self.classifier.label, folder=settings.policies
         )
+        self._is_serving = False
         ring = _client_keys(settings)
         self._ties: tuple[tuple[str, str], ...] = ()  # names of keys with a policy of their own, and of that policy
-        self.policies = PolicyStore(Path(settings.policies), compile_set, observe=self._say_reload)
-        self.policies.load()
+        self.policies = PolicyStore(
+            Path(settings.policies), compile_set, observe=self._say_reload, history=_policy_history(settings)
+        )
+        _say_warnings(self.policies.load())
+        if self.policies.status()["from_history"]:
+            _log.error(
+                "policies: `%s` is broken; revision %s from the history serves until it is repaired",
+                settings.policies,
+                self.policies.current.revision,
+            )
         self._ties = _checked_ties(settings, ring, self.policies.current.policies)
         self.cache = open_cache(settings.cache)
+        self.redis, self.affinity = open_affinity(settings.affinity)
         self.upstream = Http1Upstream(settings.upstream_url)
         self.traces: SqliteTraceSink | None = open_sink(settings.traces)
-        self._is_serving = False
+        self.refresh = _model_refresh(settings, self.upstream, self.catalog)
+        self._refreshing: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
-        gauges: dict[str, Callable[[], Mapping[str, int]]] = {"upstream_pool": self.upstream.stats}
+        gauges: dict[str, Callable[[], Mapping[str, int]]] = {
+            "upstream_pool": self.upstream.stats,
+            "policies": self._policy_figures,
+        }
         if self.cache is not None:
             gauges["cache"] = self.cache.stats
+        if self.redis is not None:
+            gauges["redis"] = self.redis.stats
+        if self.affinity is not None:
+            gauges["affinity"] = self.affinity.stats
+        if self.refresh is not None:
+            gauges["models_refresh"] = self.refresh.stats
         if self.traces is not None:
             gauges["traces"] = self.traces.stats
         self.metrics = MetricsSink(gauges=gauges, revision=lambda: self.policies.current.revision)
@@ -81,6 +107,7 @@ class App:
             planner=planner,
             catalog=self.catalog,
             cache=self.cache,
+            affinity=self.affinity,
             upstream=self.upstream,
             deadlines=Deadlines(),
             sinks=sinks,
@@ -103,7 +130,7 @@ class App:
             AdminServices(
                 readiness=self._readiness,
                 metrics=self.metrics.render,
-                policy_status=self.policies.status,
+                policy_status=self._policy_status,
                 reader=SqliteTraceReader(trace_file) if trace_file is not None else None,
                 flush=partial(self.traces.flush, 1.0) if self.traces is not None else None,
                 admin_token=settings.admin_token,
@@ -117,6 +144,8 @@ class App:
             _log.error("policies: refused, the last good set keeps serving\n%s", outcome)
             return
         _log.info("policies: revision %s is in force", outcome)
+        if self._is_serving:
+            _say_warnings(self.policies.current)
         for key, policy in self._ties:
             if policy not in self.policies.current.policies:
                 _log.warning(
@@ -126,6 +155,8 @@ class App:
     async def start(self) -> None:
         """Begin to watch the policies; from now on `/readyz` answers 200."""
         self._watch = asyncio.get_running_loop().create_task(self.policies.run(self._stopping))
+        if self.refresh is not None:
+            self._refreshing = asyncio.get_running_loop().create_task(self.refresh.run(self._stopping))
         self._is_serving = True
 
     def drain(self) -> None:
@@ -136,14 +167,34 @@ class App:
     async def stop(self) -> None:
         """Let everything go; what was traced is in the store when this returns."""
         self.drain()
-        if self._watch is not None:
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
+        for following in (self._watch, self._refreshing):
+            if following is not None:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await following
         await self.upstream.close()
         if self.cache is not None:
             await self.cache.close()
+        if self.affinity is not None:
+            await self.affinity.close()
+        if self.redis is not None:
+            await self.redis.close()
         if self.traces is not None:
             await asyncio.to_thread(self.traces.close)
+
+    def _policy_figures(self) -> Mapping[str, int]:
+        status = self.policies.status()
+        history = status["history_store"]
+        return {
+            "is_current": int(status["is_current"]),
+            "from_history": int(status["from_history"]),
+            "reloads": status["reloads"],
+            "reload_failures": status["failures"],
+            "warnings": len(status["warnings"]),
+            "history_failures": 0 if history is None else history["failures"],
+        }
+
+    def _policy_status(self) -> Mapping[str, Any]:
+        return {**self.policies.status(), "models": None if self.refresh is None else self.refresh.status()}
 
     def _readiness(self) -> tuple[bool, Mapping[str, Any]]:
         return self._is_serving, {"revision": self.policies.current.revision, "serving": self._is_serving}
@@ -199,6 +250,61 @@ def open_cache(url: str) -> CacheBackend | None:
         f"`cache` is `{url}`, expected `memory://?max_mb=256` or `off`",
         hint="a Redis cache is not part of this version",
     )
+
+
+def open_affinity(url: str) -> tuple[RedisLink | None, AffinityStore | None]:
+    """Where conversations are remembered (None for `off`), and the link to Redis where it goes there.
+
+    Raises SettingsError.
+    """
+    if url == "off":
+        return None, None
+    memory = MemoryAffinity(clock=time.monotonic)
+    if url == "memory://":
+        return None, memory
+    check_redis_url(url)
+    link = RedisLink(url, observe=_say_redis)
+    return link, RedisAffinity(link, memory)
+
+
+def _say_redis(is_up: bool, reason: str) -> None:
+    if is_up:
+        _log.info("redis: back, conversations are shared again")
+    else:
+        _log.error("redis: %s; conversations are remembered in this process alone until it is back", reason)
+
+
+def _policy_history(settings: Settings) -> PolicyHistory | None:
+    """Where the last revisions are kept; None where that is off."""
+    if settings.policy_history == "off":
+        return None
+    return PolicyHistory(
+        Path(settings.policy_history),
+        Path(settings.policies),
+        now=time.time,
+        say=lambda problem: _log.warning("policies: the history cannot be kept, policies go on: %s", problem),
+    )
+
+
+def _say_warnings(policies: PolicySet) -> None:
+    for warning in policies.warnings:
+        _log.warning("policies: %s", warning.render())
+
+
+def _model_refresh(settings: Settings, upstream: Upstream, catalog: Catalog) -> ModelRefresh | None:
+    """What keeps the catalogue's facts fresh; None where that is off. Raises SettingsError."""
+    every_s = refresh_s(settings)
+    if every_s is None or settings.upstream_api_key is None:
+        return None
+    credential = Credential(b"x-api-key", settings.upstream_api_key.encode())
+    return ModelRefresh(upstream, catalog, credential, every_s, wall_clock=time.time, observe=_say_refresh)
+
+
+def _say_refresh(is_ok: bool, text: str) -> None:
+    if is_ok:
+        _log.info("models: refreshed: %s", text)
+    else:
+        _log.error("models: not refreshed, what was known stays in force: %s", text)
 
 
 def load_keys(path: str) -> KeyRing:
@@ -258,4 +364,4 @@ def _report(trace_id: str, error: BaseException) -> None:
     _log.error("trace %s: unforeseen %s at %s", trace_id, type(error).__name__, " < ".join(reversed(places)))
 
 
-__all__ = ["App", "Calendar", "Catalog", "load_keys", "open_cache", "shipped_classifier"]
+__all__ = ["App", "Calendar", "Catalog", "load_keys", "open_affinity", "open_cache", "shipped_classifier"]

@@ -15,10 +15,12 @@ from urllib.parse import urlsplit
 
 from router.errors import SettingsError
 from router.policy.source import read_source, render
+from router.policy.words import duration_s
 
 CONFIG_VARIABLE = "ROUTER_CONFIG"
 DEFAULT_FILE = "router.yaml"
 _PREFIX = "ROUTER_"
+_MIN_REFRESH_S = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +37,14 @@ class Settings:
     public_url: str | None = None
     keys: str | None = None
     policies: str = "policies"
+    policy_history: str = "router-history"
     cache: str = "memory://?max_mb=256"
+    affinity: str = "memory://"
     traces: str = "sqlite:///router.db"
     jobs: str | None = None
     workers: int = 1
     catalog: str | None = None
+    models_refresh: str = "off"
     tenant_secret: str | None = None
 
 
@@ -56,11 +61,19 @@ SETTINGS: Mapping[str, str] = {
     ),
     "keys": "file of client keys (SHA-256), each with tenant and policy",
     "policies": "folder of policies",
+    "policy_history": "folder that keeps the last revisions that were in force, or `off`",
     "cache": "`memory://?max_mb=256` or `off`",
+    "affinity": (
+        "where conversations are remembered: `memory://` (this process), `off`, or for several processes `redis://…`, "
+        "`rediss://…`, `redis+sentinel://…`, `redis+cluster://…`"
+    ),
     "traces": "`sqlite:///FILE` or `off`",
     "jobs": "where deferred requests live; unset: the database of `traces`",
     "workers": "server processes on this host",
     "catalog": "file with models and prices in place of the shipped one",
+    "models_refresh": (
+        "how often `GET /v1/models` is asked what models take, such as `15m`, or `off`; needs `upstream_api_key`"
+    ),
     "tenant_secret": "secret of the hash that names a tenant by its credential; set it to share names between hosts",
 }
 SECRETS = ("admin_token", "upstream_api_key", "tenant_secret")
@@ -185,11 +198,32 @@ def _check(settings: Settings) -> None:
         )
     if settings.keys is not None and settings.upstream_api_key is None:
         raise SettingsError("`keys` is set and `upstream_api_key` is not: there is no key to send upstream")
+    refresh_s(settings)
     if settings.workers != 1:
         raise SettingsError(
             f"`workers` is {settings.workers}; this version serves with 1",
             hint="run several processes on ports of their own behind a load balancer",
         )
+
+
+def refresh_s(settings: Settings) -> float | None:
+    """Seconds between two looks at `GET /v1/models`; None when that is off. Raises SettingsError."""
+    given = settings.models_refresh
+    if given == "off":
+        return None
+    every_s = duration_s(given)
+    if every_s is None or every_s < _MIN_REFRESH_S:
+        raise SettingsError(
+            f"`models_refresh` is `{given}`, expected `off` or a duration of {_MIN_REFRESH_S} seconds or more, "
+            "such as `15m`"
+        )
+    if settings.upstream_api_key is None:
+        raise SettingsError(
+            f"`models_refresh` is `{given}` and `upstream_api_key` is not set: the router has no key of its own to ask "
+            "with",
+            hint="set `upstream_api_key` and `keys`, or `models_refresh: off`",
+        )
+    return every_s
 
 
 def _check_url(name: str, value: str, expected: str) -> None:

@@ -17,13 +17,14 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "house"))
 
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT))  # so that tests import `kit`
+pytest_plugins = ("kit.redis_server",)
 
 # Lowest floor first, so that the first red test is usually the cause.
 _FLOORS = (
     ("test_errors", "test_floors", "wire", "test_usage", "test_catalog", "test_prices"),
     ("test_facts", "test_swap", "classify"),
-    ("cache", "policy", "test_keys", "test_settings"),
-    ("upstream", "trace", "simulator"),
+    ("cache", "affinity", "policy", "test_keys", "test_settings"),
+    ("upstream", "test_redis_link", "trace", "simulator"),
     ("serve", "web"),
     ("cli", "clients", "product"),
 )

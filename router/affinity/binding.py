@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
 from router.facts.inspect import Facts
-from router.usage import Usage
+from router.usage import Tokens, Usage
 
 MAX_PRODUCERS = 8  # models whose answers may be told apart in one conversation
+_MAX_NAME_CHARS = 256
+_MAX_BYTES = 32_768  # what `encode` writes is shorter: ten names of 256 characters, twelve bytes each at the most
 _FORMAT = 1
 _FIVE_MINUTES_S, _ONE_HOUR_S = 300, 3600
 
@@ -26,9 +28,9 @@ class Binding:
     """The state of one conversation after its last answer.
 
     `producers` are the ids of all models that answered in it, empty when they cannot all be told. `prefix_tokens` is
-    what the next turn repeats: the prompt and the answer. `cached_tokens` of these are in the provider's prompt cache
-    for `cache_ttl_s` seconds after `served_at_s` (Unix time); 0 when the program does not use it. `output_tokens` is
-    the length of the last answer.
+    what the next turn repeats: the prompt and the answer; 0 when it is not known. `cached_tokens` of these are in the
+    provider's prompt cache for `cache_ttl_s` seconds after `served_at_s` (Unix time); 0 when the program does not use
+    it. `output_tokens` is the length of the last answer.
     """
 
     lane: str
@@ -55,6 +57,8 @@ class Binding:
 
 def decode(data: bytes) -> Binding | None:
     """The binding that `encode` wrote; None for anything else, whoever wrote it."""
+    if not isinstance(data, bytes) or len(data) > _MAX_BYTES:
+        return None
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError):
@@ -62,15 +66,21 @@ def decode(data: bytes) -> Binding | None:
     if not isinstance(fields, list) or len(fields) != 9 or fields[0] != _FORMAT:
         return None
     _, lane, model, producers, *numbers = fields
-    texts = [lane, model, *producers] if isinstance(producers, list) and len(producers) <= MAX_PRODUCERS else [None]
-    if not all(isinstance(text, str) and len(text) <= 256 for text in texts):
+    if not isinstance(producers, list) or len(producers) > MAX_PRODUCERS:
+        return None
+    if not all(_is_name(text) for text in (lane, model, *producers)):
         return None
     prefix, cached, ttl_s, output, served_at_s = numbers
     if not all(type(count) is int and 0 <= count < 2**40 for count in (prefix, cached, ttl_s, output)):
         return None
-    if type(served_at_s) not in (int, float) or not 0 <= served_at_s < 2**40:
+    if cached > prefix or type(served_at_s) not in (int, float) or not 0 <= served_at_s < 2**40:
         return None
-    return Binding(lane, model, tuple(producers), prefix, cached, ttl_s, output, served_at_s)
+    return Binding(lane, model, tuple(producers), prefix, cached, ttl_s, output, float(served_at_s))
+
+
+def _is_name(text: object) -> bool:
+    """Whether this may name a lane or a model; line breaks and lone surrogates, which no trace can store, may not."""
+    return isinstance(text, str) and len(text) <= _MAX_NAME_CHARS and text.isprintable()
 
 
 def binding_key(facts: Facts) -> str:
@@ -80,7 +90,8 @@ def binding_key(facts: Facts) -> str:
     another model gets it, and the kind of request: the titles and compactions that a client names as such in its
     session do not take the main loop along.
     """
-    parts = (facts.conversation_key, facts.requested_model, facts.request_class or "")
+    # The key of the conversation is of fixed length and the class has no line break; only the model is free text.
+    parts = (facts.conversation_key, facts.request_class or "", facts.requested_model)
     return blake2b("\n".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
@@ -90,7 +101,8 @@ def bound(
     """The binding after an answer on `lane`, sent to `model`; `answered` is the id of the model that says it answered.
 
     `is_first` says that the request had no earlier answer in it, so that `answered` alone has produced what is there.
-    `usage` None (a replay from the cache): nothing is known to be warm.
+    `usage` None is a replay from the router's cache: the provider saw nothing of it, so what it holds is as it was
+    before. `now_s` (Unix time) is when the request was sent: from then on the provider counts the life of its cache.
     """
     if is_first:
         producers: tuple[str, ...] = (answered,)
@@ -98,17 +110,26 @@ def bound(
         producers = ()
     else:
         producers = before.producers if answered in before.producers else (*before.producers, answered)
-    if len(producers) > MAX_PRODUCERS:
+    if len(producers) > MAX_PRODUCERS or not all(_is_name(producer) for producer in producers):
         producers = ()
     if usage is None:
+        if before is not None and before.model == model:
+            return replace(before, lane=lane, producers=producers)
         return Binding(lane, model, producers, 0, 0, _FIVE_MINUTES_S, 0, now_s)
-    tokens = usage.tokens
-    written = tokens.cache_write_5m + tokens.cache_write_1h
-    cached = tokens.cache_read + written
+    tokens, last = usage.tokens, _last_call(usage)
+    cached = last.cache_read + last.cache_write_5m + last.cache_write_1h
     was_hour = before is not None and before.cache_ttl_s == _ONE_HOUR_S and tokens.cache_write_5m == 0
     ttl_s = _ONE_HOUR_S if tokens.cache_write_1h or (was_hour and cached) else _FIVE_MINUTES_S
-    prefix = tokens.input + cached + tokens.output
-    return Binding(lane, model, producers, prefix, cached, ttl_s, tokens.output, now_s)
+    return Binding(lane, model, producers, last.prompt + last.output, cached, ttl_s, tokens.output, now_s)
+
+
+def _last_call(usage: Usage) -> Tokens:
+    """The tokens of the last sampling call: the whole conversation as it is now.
+
+    A loop of server tools bills the growing prompt once per call, and the top-level counts are the sum of them all.
+    """
+    calls = [entry.tokens for entry in usage.iterations if entry.kind in ("message", "fallback_message")]
+    return calls[-1] if calls else usage.tokens
 
 
 def recorded(binding: Binding | None) -> Mapping[str, Any] | None:

@@ -2,8 +2,9 @@
 
 A switch re-writes the prefix on the new model at full price where the old one would have read it from its prompt cache;
 each later turn is then cheaper or dearer. Both ways are priced over the turns to come with the catalogue's own prices,
-long-prompt tiers included. Turns are taken to be like the last one: the same prefix, an answer of the same length; that
-is an estimate, and the trace calls it so.
+long-prompt tiers included. Turns are taken to be like the last one: the same prefix, of which the same part goes
+through the prompt cache and the rest is paid in full each time, and an answer of the same length. That is an estimate,
+and the trace calls it so. What the new user turn adds is left out: it costs its price on either model.
 Source: Anthropic fact sheet, sections 5 and 18.3.
 """
 
@@ -67,16 +68,24 @@ class SwitchCost:
 
 
 def switch_cost(binding: Binding, to_model: str, catalog: Catalog, *, now_s: float, turns: int) -> SwitchCost | None:
-    """What moving the conversation to `to_model` would cost over `turns` turns; None where a price is unknown."""
-    ratio = tokens_ratio(binding.model, to_model, catalog)
+    """What moving the conversation to `to_model` would cost over `turns` turns; None where it cannot be told.
+
+    That is where a price is unknown, or the length of the conversation is (its only answer came from a cache).
+    """
     prefix, output = binding.prefix_tokens, binding.output_tokens
-    is_warm, is_cached = binding.is_warm(now_s), binding.cached_tokens > 0
-    is_hour = binding.cache_ttl_s > 300
-    stay_first = _price(catalog, binding.model, prefix, output, "read" if is_warm else "write", is_cached, is_hour)
-    stay_later = _price(catalog, binding.model, prefix, output, "read", is_cached, is_hour)
-    moved, answered = round(prefix * ratio), round(output * ratio)
-    switch_first = _price(catalog, to_model, moved, answered, "write", is_cached, is_hour)
-    switch_later = _price(catalog, to_model, moved, answered, "read", is_cached, is_hour)
+    if not prefix:
+        return None
+    ratio = tokens_ratio(binding.model, to_model, catalog)
+    is_warm, is_hour = binding.is_warm(now_s), binding.cache_ttl_s > 300
+    cached = binding.cached_tokens
+    stay_first = _price(catalog, binding.model, cached, prefix - cached, output, is_read=is_warm, is_hour=is_hour)
+    stay_later = _price(catalog, binding.model, cached, prefix - cached, output, is_read=True, is_hour=is_hour)
+    answered, whole, kept = round(output * ratio), round(prefix * ratio), round(cached * ratio)
+    target = catalog.find(to_model)
+    if target is not None and kept < target.min_cacheable_tokens:
+        kept = 0  # too short for a prompt cache there: every turn pays in full
+    switch_first = _price(catalog, to_model, kept, whole - kept, answered, is_read=False, is_hour=is_hour)
+    switch_later = _price(catalog, to_model, kept, whole - kept, answered, is_read=True, is_hour=is_hour)
     if stay_first is None or stay_later is None or switch_first is None or switch_later is None:
         return None
     return SwitchCost(
@@ -102,17 +111,15 @@ def tokens_ratio(from_model: str, to_model: str, catalog: Catalog) -> float:
 
 
 def _price(
-    catalog: Catalog, model: str, prefix: int, output: int, how: str, is_cached: bool, is_hour: bool
+    catalog: Catalog, model: str, cached: int, uncached: int, output: int, *, is_read: bool, is_hour: bool
 ) -> int | None:
-    """One turn: the prefix read from the prompt cache, written to it, or paid in full where none is used."""
-    if not is_cached:
-        tokens = Tokens(input=prefix, output=output)
-    elif how == "read":
-        tokens = Tokens(cache_read=prefix, output=output)
+    """One turn: `cached` tokens are read from the prompt cache or written to it, the rest is paid in full."""
+    if is_read:
+        tokens = Tokens(input=uncached, cache_read=cached, output=output)
     elif is_hour:
-        tokens = Tokens(cache_write_1h=prefix, output=output)
+        tokens = Tokens(input=uncached, cache_write_1h=cached, output=output)
     else:
-        tokens = Tokens(cache_write_5m=prefix, output=output)
+        tokens = Tokens(input=uncached, cache_write_5m=cached, output=output)
     return catalog.cost(Usage(tokens), model)
 
 

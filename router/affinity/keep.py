@@ -49,8 +49,11 @@ def hold(
     if binding is None or decision.stick == "none" or decision.deny is not None:
         return _NOTHING
     lane = lanes.get(binding.lane)
-    if binding.model == wanted or lane is None or (lane.model or asked) != binding.model:
-        return _NOTHING  # the same model, or a lane that an edit of the policies has changed or taken away
+    bound_id = _identity(binding.model, catalog)
+    if lane is None or bound_id == _identity(wanted, catalog):
+        return _NOTHING  # the same model, or a lane that an edit of the policies has taken away
+    if _identity(lane.model or asked, catalog) != bound_id:
+        return _NOTHING  # the lane stands for another model now
     cost = switch_cost(binding, wanted, catalog, now_s=now_s, turns=decision.turns)
     lane_wanted = decision.route[0].name
     if decision.stick == "move":
@@ -59,8 +62,16 @@ def hold(
         moves = f"the conversation moves from lane `{lane.name}` to `{lane_wanted}`"
         return Hold(None, f"{moves}: earned back by turn {cost.turns_to_earn}", cost)
     why = f"the conversation keeps lane `{lane.name}`"
-    if decision.stick == "economic":
-        why += f": `{lane_wanted}` is not earned back within {decision.turns} turns"
+    if decision.stick == "economic" and cost is None:
+        why += f": what a switch to `{lane_wanted}` would cost is not known"
+    elif decision.stick == "economic":
+        why += f": a switch to `{lane_wanted}` is not earned back within {decision.turns} turns"
     elif cost is not None and cost.extra_pusd > 0:
         why += f": a switch to `{lane_wanted}` would cost ${cost.extra_pusd / 1e12:.6f} more this turn"
     return Hold(lane, why, cost)
+
+
+def _identity(model: str, catalog: Catalog) -> str:
+    """The id that an alias stands for, so that two names of one model are no switch."""
+    known = catalog.find(model)
+    return model if known is None else known.id

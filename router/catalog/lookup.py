@@ -6,11 +6,13 @@ Source: Anthropic pricing page and fact sheet, section 2.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from router.catalog.prices import BATCH, FAST, PUSD_PER_USD, US, compile_tables, pusd
+from router.catalog.reads import with_readers
 from router.catalog.records import Accepts, FastMode, Model, Thinking, read_model
 from router.errors import CatalogError
 from router.usage import Tokens, Usage
@@ -19,18 +21,17 @@ __all__ = ["Accepts", "Catalog", "FastMode", "Model", "Thinking", "add_up", "rea
 
 
 class Catalog:
-    """All models, found by id or alias, and what usage costs on them. Immutable once made."""
+    """All models, found by id or alias, and what usage costs on them.
+
+    Names and prices never change once made. What the models take may: `adopt` is the only mutation, and everything
+    that holds the catalogue sees it at its next `find`.
+    """
 
     __slots__ = ("_by_name", "_scale", "_search", "_tables", "models", "price_version")
 
     def __init__(self, models: Sequence[Model], *, web_search_pusd: int, as_of: str) -> None:
-        self.models = tuple(models)
-        self._by_name: dict[str, Model] = {}
-        for model in self.models:
-            for name in (model.id, *model.aliases):
-                if name in self._by_name:
-                    raise CatalogError(f"`{name}` names two models of the catalogue", hint="ids and aliases are unique")
-                self._by_name[name] = model
+        self.models = with_readers(models, _by_name(models))
+        self._by_name = _by_name(self.models)
         by_id = {model.id: model.prices for model in self.models if model.prices is not None}
         self._scale, tables = compile_tables(by_id)
         self._search = web_search_pusd * self._scale
@@ -38,6 +39,30 @@ class Catalog:
         digest = hashlib.sha256(repr((web_search_pusd, sorted(by_id.items()))).encode()).hexdigest()
         # The date says how fresh the prices are; the digest changes whenever any price does.
         self.price_version: str = f"{as_of}+{digest[:8]}"
+
+    def with_models(self, models: Sequence[Model]) -> Catalog:
+        """A catalogue of its own with the same names and prices, whose models take something else.
+
+        Raises CatalogError when a model, an alias or a price is not the same.
+        """
+        if [(model.id, model.aliases, model.prices) for model in models] != [
+            (model.id, model.aliases, model.prices) for model in self.models
+        ]:
+            raise CatalogError("other names or prices than the catalogue's", hint="only what models take may change")
+        made = copy.copy(self)
+        made.models = tuple(models)
+        by_id = {model.id: model for model in models}
+        made._by_name = {name: by_id[model.id] for name, model in self._by_name.items()}
+        return made
+
+    def adopt(self, other: Catalog) -> None:
+        """Let the models take what those of `other` take; names and prices must be the same, else CatalogError.
+
+        Called in the thread of the event loop. A thread that reads meanwhile sees each model as it was or as it is,
+        never a half: models are values, and each of the two references is replaced at once.
+        """
+        made = self.with_models(other.models)
+        self.models, self._by_name = made.models, made._by_name
 
     def find(self, model_id: str) -> Model | None:
         """The model with this id or alias; None if the catalogue does not know it."""
@@ -109,6 +134,16 @@ class Catalog:
     def _identity(self, name: str) -> str:
         model = self._by_name.get(name)
         return name if model is None else model.id
+
+
+def _by_name(models: Iterable[Model]) -> dict[str, Model]:
+    found: dict[str, Model] = {}
+    for model in models:
+        for name in (model.id, *model.aliases):
+            if name in found:
+                raise CatalogError(f"`{name}` names two models of the catalogue", hint="ids and aliases are unique")
+            found[name] = model
+    return found
 
 
 def add_up(parts: Iterable[Tokens]) -> Tokens:

@@ -75,7 +75,8 @@ class Accepts:
     `effort_levels` is empty where the parameter itself is a 400. `sampling_2023` and `sampling_2026` are `accepted`,
     `default_only` (any other value is a 400) or `rejected`, for API versions 2023-06-01 and 2026-10-21.
     `computer_tools` are the tool types of computer use that it takes. `reads_thinking_from` are ids of models whose
-    thinking blocks it can use.
+    thinking blocks it can use. `denied` are capabilities that the API's own list of models denies and that no other
+    field speaks of, by the names of that list (see `capabilities`); the catalogue's file denies none.
     """
 
     thinking: Thinking
@@ -101,6 +102,7 @@ class Accepts:
     max_images: int | None
     server_fallback_targets: tuple[str, ...] | None
     reads_thinking_from: frozenset[str]
+    denied: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,8 @@ class Model:
     """One model of the catalogue. Limits are tokens; dates are ISO dates; `prices` is None when no price is known.
 
     `lifecycle` is active, deprecated or retired (a retired id answers 404). `tokenizer` names the generation: the same
-    text is about 30% more tokens with `2026` than with `2024`.
+    text is about 30% more tokens with `2026` than with `2024`. `prefix_check` says for which accounts the history
+    behind replayed thinking is verified: `all`, `some`, or `none` (the check does not run).
     """
 
     id: str
@@ -126,9 +129,14 @@ class Model:
     tokenizer: str
     min_cacheable_tokens: int
     keeps_prior_turn_thinking: bool | None
-    checks_thinking_prefix: bool
+    prefix_check: str
     prices: Prices | None
     accepts: Accepts
+
+    @property
+    def checks_thinking_prefix(self) -> bool:
+        """Whether it may answer 400 when the history behind a replayed thinking block was changed."""
+        return self.prefix_check != "none"
 
     @property
     def is_retired(self) -> bool:
@@ -237,10 +245,26 @@ def read_model(values: object, index: int) -> Model:
         tokenizer=record.text("tokenizer"),
         min_cacheable_tokens=record.count_or_none("min_cacheable_tokens") or 0,
         keeps_prior_turn_thinking=record.claim("keeps_prior_turn_thinking"),
-        checks_thinking_prefix=record.part("preserved_thinking_check").claim("runs") is not False,
+        prefix_check=_read_prefix_check(record.part("preserved_thinking_check")),
         prices=read_prices(record.values, where),
         accepts=_read_accepts(record),
     )
+
+
+def _read_prefix_check(check: _Record) -> str:
+    """`all`, `some` or `none`; what is not said counts as the check at its strictest."""
+    if check.claim("runs") is False:
+        return "none"
+    accounts = check.text_or_none("enforced_for") or "all"
+    return "all" if accounts.startswith("all") else "some"
+
+
+def _read_readers(record: _Record) -> frozenset[str]:
+    """The entries of `reads_thinking_from`; a list of earlier models that is only inferred does not count."""
+    entries = frozenset(record.texts("reads_thinking_from"))
+    if any(doubt.startswith("reads_thinking_from") for doubt in record.texts("uncertain")):
+        return frozenset(entry for entry in entries if not entry.startswith("models_up_to_"))
+    return entries
 
 
 def _read_accepts(record: _Record) -> Accepts:
@@ -280,5 +304,5 @@ def _read_accepts(record: _Record) -> Accepts:
         server_fallback_targets=record.texts("server_fallback_targets")
         if record.has("server_fallback_targets")
         else None,
-        reads_thinking_from=frozenset(record.texts("reads_thinking_from")),
+        reads_thinking_from=_read_readers(record),
     )

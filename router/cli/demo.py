@@ -51,6 +51,7 @@ async def _run(latency: str, *, stays: bool) -> None:
             _child(
                 "serve", "--port", "0", "--admin-port", "0", "--upstream", simulator["simulator"],
                 "--policies", str(policies), "--traces", f"sqlite:///{folder}/traces.db",
+                ROUTER_POLICY_HISTORY=f"{folder}/history",
             ) as router,
         ):  # fmt: skip
             click.echo(
@@ -232,9 +233,10 @@ def _print_row(title: str, row: dict[str, Any]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _child(*arguments: str) -> AsyncIterator[dict[str, str]]:
+async def _child(*arguments: str, **settings: str) -> AsyncIterator[dict[str, str]]:
     """A process of this program until the block ends → the addresses it printed, by name."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ROUTER_")}
+    environment |= settings
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "router.cli.main", *arguments, stdout=asyncio.subprocess.PIPE, env=environment,
         start_new_session=True,  # Ctrl-C is ours to pass on, in order

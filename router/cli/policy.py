@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from importlib.resources import files
@@ -14,6 +15,7 @@ from router.catalog.lookup import Catalog
 from router.catalog_file import load_catalog
 from router.classify.label import Label
 from router.classify.model import LinearClassifier
+from router.cli.policy_lanes import lane_verdicts
 from router.errors import RouterError
 from router.facts.inspect import Caller, inspect
 from router.facts.vocabulary import FACTS
@@ -21,10 +23,11 @@ from router.policy.check import Checked, check_folder
 from router.policy.compile import PolicySet
 from router.policy.decide import Decision, RuleSeen, decide, explain
 from router.policy.schema import lanes_schema, policy_schema
-from router.policy.source import render
+from router.policy.source import Diagnostic, render
 from router.policy.store import read_folder
 from router.wire.messages import read_request
 
+_API_VERSION = "2023-06-01"  # what every SDK sends
 _MARKS = {True: "✓", False: "✗", None: "·"}
 
 _folder = click.argument("folder", metavar="[DIR]", default="policies", type=click.Path(path_type=Path))
@@ -46,7 +49,32 @@ _catalog = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 
-@click.group()
+# Commands in files of their own, loaded when they are used: name → module:attribute.
+_ELSEWHERE = {
+    "history": "router.cli.policy_history:history",
+    "rollback": "router.cli.policy_history:rollback",
+    "fmt": "router.cli.policy_format:fmt",
+    "diff": "router.cli.policy_diff:diff",
+}
+
+
+class _Group(click.Group):
+    """The commands of this file and those of `_ELSEWHERE`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *(name for name in _ELSEWHERE if self.get_command(ctx, name))]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = _ELSEWHERE[cmd_name].partition(":")
+        if importlib.util.find_spec(module) is None:
+            return None
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(cls=_Group)
 def policy() -> None:
     """Check, test and explain policies."""
 
@@ -69,6 +97,8 @@ def check(folder: Path, catalog_file: Path | None, as_json: bool) -> None:
         names = ", ".join(checked.policies.policies)
         passed = _count(len(checked.results), "test")
         click.echo(f"ok: {names} at revision {checked.policies.revision}, {passed} passed")
+    if checked.warnings and not as_json:
+        click.echo("\n".join(f"warning: {warning.render()}" for warning in checked.warnings), err=True)
     sys.exit(0 if checked.policies is not None else 1)
 
 
@@ -111,12 +141,13 @@ def explain_command(
         request = read_request(request_file.read())
     except RouterError as error:
         raise click.ClickException(f"{request_file.name}: {error.message}") from error
-    caller = Caller(policy=name, headers=_headers(headers))
+    caller = _caller(name, headers)
     facts = inspect(request, caller, catalog)
     label = classifier.label(request.body)
     decision = decide(compiled, facts, label)
     assert isinstance(decision, Decision)  # a label was given
     rules = explain(compiled, facts, label)
+    lanes = [] if decision.deny is not None else lane_verdicts(request, decision, policies, catalog, caller, facts)
     if as_json:
         document = {
             "policy": name,
@@ -125,6 +156,8 @@ def explain_command(
             "route": [lane.name for lane in decision.route],
             "deny": decision.deny,
             "why": list(decision.why),
+            "swap": decision.swap,
+            "lanes": [lane.json() for lane in lanes],
             "labels": _labels(label),
             "facts": facts.recorded(compiled.headers_read),
             "rules": [_rule_json(rule) for rule in rules],
@@ -135,6 +168,8 @@ def explain_command(
         _print_rule(rule, f"{folder}/{name}.yaml")
     to = f"denied: {decision.deny}" if decision.deny is not None else " → ".join(lane.name for lane in decision.route)
     click.echo(f"\n{name}@{compiled.revision}: rule {decision.rule}: {to}")
+    for lane in lanes:
+        click.echo(lane.line())
     click.echo("labels: " + ", ".join(f"{key} {value}" for key, value in _labels(label).items()))
 
 
@@ -189,6 +224,17 @@ def _valid(checked: Checked) -> PolicySet:
     return checked.policies
 
 
+def _caller(policy_name: str, given: tuple[str, ...]) -> Caller:
+    headers = _headers(given)
+    betas = headers.get("anthropic-beta", "")
+    return Caller(
+        policy=policy_name,
+        headers=headers,
+        api_version=headers.get("anthropic-version", _API_VERSION),
+        betas=tuple(beta.strip() for beta in betas.split(",")) if betas else (),
+    )
+
+
 def _headers(given: tuple[str, ...]) -> dict[str, str]:
     headers = {}
     for header in given:
@@ -232,15 +278,17 @@ def _checked_json(checked: Checked) -> dict[str, Any]:
         "ok": checked.policies is not None,
         "revision": checked.policies.revision if checked.policies is not None else None,
         "policies": list(checked.policies.policies) if checked.policies is not None else [],
-        "diagnostics": [
-            {"file": d.file, "line": d.line, "col": d.col, "message": d.message, "hint": d.hint}
-            for d in checked.diagnostics
-        ],
+        "diagnostics": [_diagnostic_json(diagnostic) for diagnostic in checked.diagnostics],
+        "warnings": [_diagnostic_json(warning) for warning in checked.warnings],
         "tests": [
             {"policy": r.policy, "name": r.name, "ok": not r.problem, "problem": r.problem, "why": list(r.why)}
             for r in checked.results
         ],
     }
+
+
+def _diagnostic_json(found: Diagnostic) -> dict[str, Any]:
+    return {"file": found.file, "line": found.line, "col": found.col, "message": found.message, "hint": found.hint}
 
 
 def _value(value: Any) -> str:

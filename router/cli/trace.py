@@ -28,7 +28,7 @@ _TOKENS = (
     "output_tokens",
     "thinking_tokens",
 )
-_NESTED = ("why", "tags", "facts", "labels", "edits", "attempts", "usage", "spans")
+_NESTED = ("why", "tags", "facts", "labels", "edits", "affinity", "attempts", "usage", "spans")
 _BAR = 40  # characters of the widest bar of a waterfall
 
 
@@ -267,6 +267,22 @@ def _line(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _conversation(affinity: dict[str, Any] | None) -> Iterator[str]:
+    """What the conversation was bound to, and the price of a switch."""
+    if affinity is None:
+        return
+    kept = "kept" if affinity["kept"] else "not kept"
+    yield f"bound to lane {plain(affinity['lane'] or '-')}, {affinity['prefix_tokens']:,} tokens so far: {kept}"
+    cost = affinity["switch"]
+    if cost is not None:
+        earned, allowed, other = cost["turns_to_earn"], cost["turns_allowed"], plain(cost["to_model"])
+        for when in ("first", "later"):
+            stay, switch = dollars(cost[f"stay_{when}_usd"]), dollars(cost[f"switch_{when}_usd"])
+            yield f"{'next turn' if when == 'first' else 'each later':10}  {stay} there, {switch} on {other}"
+        yield f"not earned back within {allowed} turns" if earned is None else f"earned back by turn {earned}"
+        yield "estimates: turns like the last one"
+
+
 def _told(row: dict[str, Any]) -> Iterator[str]:
     """One trace as a page of text."""
     yield f"trace {row['trace_id']}  request {plain(row['request_id'] or '-')}"
@@ -283,6 +299,7 @@ def _told(row: dict[str, Any]) -> Iterator[str]:
     if row["edits"]:
         yield "  edits " + ", ".join(map(plain, row["edits"]))
     yield from _section("why", [plain(reason) for reason in row["why"]])
+    yield from _section("conversation", list(_conversation(row["affinity"])))
     yield from _section("attempts", [_attempt(attempt) for attempt in row["attempts"]])
     usage = row["usage"]
     if usage is not None:

@@ -30,8 +30,8 @@ _BYTES_PER_PAGE = 75_000  # of base64: an ordinary text page with a figure
 _TOKENS_FOR_TOOLS = 350  # the hidden prompt that comes with any tool
 _EDGE_CHARS = 2000  # how much of each end of a text the reading facts look at
 _KEY_CHARS = 16_384  # how much of each end of a text enters the conversation key
-_RECORDED_CHARS = 100  # how much of a text that the client chose enters a trace, and of how many in a list
-_RECORDED_ITEMS = 50
+RECORDED_CHARS = 100  # how much of a text that the client chose enters a trace, and of how many in a list
+RECORDED_ITEMS = 50
 _THINKING = frozenset({None, *FACTS["thinking"].values})
 _EFFORT = frozenset({None, *FACTS["effort"].values})
 
@@ -126,12 +126,13 @@ class Facts:
     def recorded(self, headers: Iterable[str] = ()) -> dict[str, JSON]:
         """The facts as plain JSON for a trace: no text of the request, the user as a hash.
 
-        Reading facts appear when some rule read them; of the headers only `headers`, the names that a rule reads. What
-        the client words itself is cut to 100 characters, lists to 50 entries; `thinking` and `effort` are values of
-        the API or `other`.
+        Reading facts appear when some rule read them; of the headers only `headers`, the names that a rule reads, with
+        None for one that the request does not have: what is not in the record is unknown, what is None is absent. What
+        the client words itself is cut to `RECORDED_CHARS`, lists to `RECORDED_ITEMS`; `thinking` and `effort` are
+        values of the API or `other`.
         """
         record: dict[str, JSON] = {  # spelled out: once per request, and half the cost of a loop over the names
-            "requested_model": self.requested_model[:_RECORDED_CHARS],
+            "requested_model": self.requested_model[:RECORDED_CHARS],
             "requested_line": self.requested_line,
             "input_tokens": self.input_tokens,
             "max_tokens": self.max_tokens,
@@ -139,7 +140,7 @@ class Facts:
             "turns": self.turns,
             "stream": self.stream,
             "tools": self.tools,
-            "tool_names": [name[:_RECORDED_CHARS] for name in self.tool_names[:_RECORDED_ITEMS]],
+            "tool_names": [name[:RECORDED_CHARS] for name in self.tool_names[:RECORDED_ITEMS]],
             "forced_tool": self.forced_tool,
             "structured_output": self.structured_output,
             "images": self.images,
@@ -150,24 +151,24 @@ class Facts:
             "in_tool_loop": self.in_tool_loop,
             "conversation": self.conversation,
             "client": self.client,
-            "request_class": None if self.request_class is None else self.request_class[:_RECORDED_CHARS],
+            "request_class": None if self.request_class is None else self.request_class[:RECORDED_CHARS],
             "tenant": self.tenant,
             "key": self.key,
             "policy": self.policy,
-            "betas": [beta[:_RECORDED_CHARS] for beta in self.betas[:_RECORDED_ITEMS]],
+            "betas": [beta[:RECORDED_CHARS] for beta in self.betas[:RECORDED_ITEMS]],
             "hour": self.hour,
             "weekday": self.weekday,
         }
         if self.user is not None:
-            record["user"] = "hash-" + blake2b(self.user.encode("utf-8", "replace"), digest_size=8).hexdigest()
+            record["user"] = recorded_user(self.user)
         if self._code_share is not None:
             record["code_share"] = round(self._code_share, 4)
         if self._has_language:
             record["language"] = self._language
         for name in headers:
-            value = self.headers.get(name)
-            if value is not None and name not in SECRET_HEADERS:
-                record[HEADER_PREFIX + name] = value[:_RECORDED_CHARS]
+            if name not in SECRET_HEADERS:
+                value = self.headers.get(name)
+                record[HEADER_PREFIX + name] = None if value is None else value[:RECORDED_CHARS]
         return record
 
     @classmethod
@@ -180,7 +181,8 @@ class Facts:
         headers: dict[str, str] = {}
         for name, value in values.items():
             if name.startswith(HEADER_PREFIX):
-                headers[name[len(HEADER_PREFIX) :]] = value
+                if value is not None:
+                    headers[name[len(HEADER_PREFIX) :]] = value
             elif name == "code_share":
                 plain["_code_share"] = value
             elif name == "language":
@@ -192,6 +194,11 @@ class Facts:
         facts = cls(**plain)
         facts.headers = headers
         return facts
+
+
+def recorded_user(user: str) -> str:
+    """How a trace names a user: a hash, the same for the same `metadata.user_id`."""
+    return "hash-" + blake2b(user.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
 _COUNTED = tuple(f.name for f in fields(Facts) if f.name in FACTS and f.name != "user")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from math import nan
 from typing import Any
@@ -16,14 +16,21 @@ from router.catalog.lookup import Catalog
 from router.classify.label import Label
 from router.errors import InvalidRequest, PolicyError
 from router.facts.inspect import Caller, Facts, inspect
-from router.facts.vocabulary import FACTS, LABEL_FACTS, fact_spec
-from router.policy.compile import AS_ASKED_LANE, CompiledPolicy, PolicySet, compile_lanes, compile_policy
+from router.facts.vocabulary import FACTS, HEADER_PREFIX, LABEL_FACTS, SECRET_HEADERS, fact_spec
+from router.policy.compile import (
+    AS_ASKED_LANE,
+    CompiledPolicy,
+    PolicySet,
+    compile_lanes,
+    compile_policy,
+    lane_warnings,
+)
 from router.policy.conditions import fact_value
 from router.policy.decide import Decision, NeedsLabel, decide
 from router.policy.grammar import OTHERWISE
 from router.policy.parse import parse_lanes, parse_policy
 from router.policy.source import MAX_FOLDER_BYTES, Diagnostic, Node, Source, read_source, render
-from router.policy.words import is_name, near
+from router.policy.words import is_name, near, seen, shown
 from router.policy.written import Policy, Test
 from router.wire.messages import MessagesRequest, read_request
 
@@ -46,11 +53,15 @@ class TestResult:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a folder came to: every diagnostic in file order, every test that was run, the set if nothing is wrong."""
+    """What a folder came to: every diagnostic in file order, every test that was run, the set if nothing is wrong.
+
+    `warnings` keep nothing from being used.
+    """
 
     policies: PolicySet | None
     diagnostics: list[Diagnostic]
     results: list[TestResult]
+    warnings: list[Diagnostic] = field(default_factory=list)
 
 
 def revision_of(files: Mapping[str, bytes]) -> str:
@@ -104,7 +115,9 @@ def check_folder(
         for policy in written:
             results += [_run(test, policy, policies[policy.name], lanes, catalog, classify) for test in policy.tests]
     problems = _problems(sources, whole)
-    return Checked(None if problems else PolicySet(revision, policies, lanes, default), problems, results)
+    warnings = lane_warnings(lanes_written, catalog) if lanes_written is not None else []
+    whole_set = PolicySet(revision, policies, lanes, default, tuple(warnings))
+    return Checked(None if problems else whole_set, problems, results, warnings)
 
 
 def _parse(sources: Mapping[str, Source], whole: Source) -> list[Policy]:
@@ -159,8 +172,12 @@ def _check_names(test: Test, compiled: CompiledPolicy, lanes: Mapping[str, Any],
     rules = [rule.name for rule in compiled.rules]
     for node, names, kind in ((test.rule, rules, "rule"), (test.lane, list(lanes), "lane")):
         if node is not None and node.value not in names:
-            hint = near(str(node.value), names, f"{kind}s: {', '.join(names[:20])}")
-            source.report(node, f"{where} expects an unknown {kind} `{str(node.value)[:60]}`", hint)
+            hint = near(shown(node), names, f"{kind}s: {', '.join(names[:20])}")
+            source.report(node, f"{where} expects {_expected(kind, node)}", hint)
+
+
+def _expected(kind: str, node: Node) -> str:
+    return f"an unknown {kind} `{shown(node)}`" if node.kind == "text" else f"a {kind}, this is {seen(node)}"
 
 
 def _request(node: Node, source: Source, where: str) -> MessagesRequest | None:
@@ -185,6 +202,9 @@ def _decide_given(compiled: CompiledPolicy, node: Node, source: Source, where: s
     for key, value in node.pairs():
         spec = fact_spec(key.value)
         if spec is None:
+            if key.value.lower().removeprefix(HEADER_PREFIX) in SECRET_HEADERS:
+                source.report(key, f"{where} names a header that holds a credential: no rule may read it")
+                continue
             hint = near(key.value, FACTS, "`router policy facts` lists them")
             source.report(key, f"unknown fact `{key.value[:60]}` in {where}", hint)
         elif spec.kind == "list":

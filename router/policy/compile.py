@@ -18,7 +18,7 @@ from router.policy.conditions import LABELLED, Clause, cheapest_first, compile_c
 from router.policy.grammar import AS_ASKED, DEFAULT_TURNS, OTHERWISE
 from router.policy.operators import Check
 from router.policy.reach import Domains, covers, domains, never_holds
-from router.policy.source import Node, Source
+from router.policy.source import Diagnostic, Node, Source
 from router.policy.words import near
 from router.policy.written import CacheDirective, Lane, LaneEntry, Lanes, Policy, Rule, Stick, Swap
 from router.usage import Tokens, Usage
@@ -41,7 +41,8 @@ class CompiledRule:
     """One rule ready to run.
 
     `counted` are the checks that need no label, each with the sentence for its failing; `labelled` those that do.
-    `outcomes` has one entry, or one per lane of a `split`, with `weights` adding up from left to right.
+    `outcomes` has one entry, or one per lane of a `split`, with `weights` adding up from left to right. `offers` are
+    all lanes that it names, among which a client may choose.
     """
 
     name: str
@@ -51,6 +52,7 @@ class CompiledRule:
     why_no_label: str
     outcomes: tuple[Outcome, ...]
     weights: tuple[int, ...]
+    offers: tuple[Lane, ...] = ()
     deny: str | None = None
     retries: int = 0
     timeout_s: float | None = None
@@ -80,12 +82,16 @@ class CompiledPolicy:
 
 @dataclass(frozen=True, slots=True)
 class PolicySet:
-    """All policies of a folder compiled together. `default_lane` is where `as-asked` leads when `auto` was asked."""
+    """All policies of a folder compiled together. `default_lane` is where `as-asked` leads when `auto` was asked.
+
+    `warnings` are what is not wrong yet: lanes whose model will be retired.
+    """
 
     revision: str
     policies: Mapping[str, CompiledPolicy]
     lanes: Mapping[str, Lane]
     default_lane: Lane
+    warnings: tuple[Diagnostic, ...] = ()
 
 
 def search_regex(pattern: str) -> Callable[[str], bool]:
@@ -116,6 +122,21 @@ def compile_lanes(written: Lanes, catalog: Catalog) -> tuple[dict[str, Lane], di
         else:
             source.report(written.default_lane, f"unknown lane `{name}`", near(name, lanes, _listed(lanes)))
     return {**lanes, AS_ASKED: AS_ASKED_LANE}, {**chains, AS_ASKED: (AS_ASKED_LANE,)}, default
+
+
+def lane_warnings(written: Lanes, catalog: Catalog) -> list[Diagnostic]:
+    """A warning for each lane whose model is deprecated and has a date of retirement."""
+    source, found = written.source, []
+    for entry in written.entries:
+        node = entry.model
+        model = catalog.find(node.value)
+        if model is None or model.lifecycle != "deprecated" or model.retires is None:
+            continue
+        message = f"model `{node.value}` of lane `{entry.name}` is deprecated: the API answers 404 from {model.retires}"
+        line = source.lines[node.line - 1]
+        hint = "`router models` lists what else there is"
+        found.append(Diagnostic(source.label, node.line, node.col, message, hint, line, node.width))
+    return found
 
 
 def compile_policy(
@@ -233,6 +254,7 @@ def _compile_rule(
         why_no_label=f"{what}: needs a label and there is none",
         outcomes=outcomes,
         weights=weights,
+        offers=_offers(outcomes),
         deny=rule.deny,
         retries=rule.retries,
         timeout_s=rule.timeout_s,
@@ -249,9 +271,12 @@ def _compile_rule(
 def _otherwise(written: Policy, lanes: Mapping[str, Lane], chains: Mapping[str, tuple[Lane, ...]]) -> CompiledRule:
     route = _route(written.otherwise, f"`{OTHERWISE}`", lanes, chains, written.source)
     outcome = Outcome(route, "no rule matched: otherwise")
-    return CompiledRule(
-        OTHERWISE, (), (), (), "", (outcome,), (1,), line=written.otherwise[0].line if written.otherwise else 0
-    )
+    line = written.otherwise[0].line if written.otherwise else 0
+    return CompiledRule(OTHERWISE, (), (), (), "", (outcome,), (1,), route, line=line)
+
+
+def _offers(outcomes: tuple[Outcome, ...]) -> tuple[Lane, ...]:
+    return tuple(dict.fromkeys(lane for outcome in outcomes for lane in outcome.route))
 
 
 def _route(

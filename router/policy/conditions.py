@@ -121,7 +121,9 @@ class _Compiler:
             return [clause for clause in compared if clause is not None]
         if value.kind == "list":
             self._source.report(
-                value, f"`{spec.name}` of {self._where} is compared with a list", f"write `{spec.name}: {{in: […]}}`"
+                value,
+                f"`{spec.name}` of {self._where} is compared with a list",
+                f"write `{_example(spec, is_many=True)}`",
             )
             return []
         if value.kind == "null":
@@ -196,14 +198,17 @@ class _Compiler:
         if operator.operand == "flag":
             if node.kind != "flag":
                 self._source.report(
-                    node, f"`{operator.name}` in {self._where} takes `true` or `false`, this is `{_value(node)}`"
+                    node,
+                    f"`{operator.name}` in {self._where} takes `true` or `false`, this is `{_value(node)}`",
+                    "take the quotes away" if node.value in ("true", "false") else "",
                 )
                 return None
             return node.value
         if operator.operand == "number":
             return fact_value(spec, node, self._source, self._where)
         if node.kind != "text" or not node.value:
-            seen, hint = ("empty", "") if node.value == "" else (f"`{_value(node)}`", "quote it")
+            hint = "quote it" if node.kind in ("integer", "number", "flag") else ""
+            seen = "empty" if node.value == "" else f"`{_value(node)}`"
             self._source.report(node, f"`{operator.name}` in {self._where} takes a text, this is {seen}", hint)
             return None
         if operator.name == "matches":
@@ -320,9 +325,11 @@ def _takes(operators: list[str]) -> str:
     return f"it takes a bare value, {', '.join(operators)}" if operators else "it takes a bare value"
 
 
-def _example(spec: FactSpec) -> str:
+def _example(spec: FactSpec, *, is_many: bool = False) -> str:
     if spec.kind == "flag":
         return f"{spec.name}: true"
+    if is_many:
+        return f"{spec.name}: {{in: […]}}"
     return f"{spec.name}: {{{ {'text': 'in: […]', 'list': 'contains: …'}.get(spec.kind, 'gt: …') }}}"
 
 

@@ -24,7 +24,8 @@ _MOST_KEPT = 4096  # decisions remembered per policy
 class Decision:
     """What a policy says about one request.
 
-    `route` is never empty: the first lane is tried first, the rest are fallbacks. `deny` is a message for the client,
+    `route` is never empty: the first lane is tried first, the rest are fallbacks. `offers` are all lanes that the rule
+    names (more than the route where it splits): a client may choose among them. `deny` is a message for the client,
     and then nothing is sent. `timeout_s` is the longest wait for a first byte. `edits` are the edits that may be made
     to the request so that a lane takes it. `turns` is how soon `stick: economic` must earn back a switch. `why` has one
     sentence per rule reached, the deciding one last.
@@ -34,6 +35,7 @@ class Decision:
     revision: str
     rule: str
     route: tuple[Lane, ...]
+    offers: tuple[Lane, ...]
     cache: CacheDirective | None
     retries: int
     timeout_s: float | None
@@ -96,6 +98,7 @@ def _decision(policy: CompiledPolicy, rule: CompiledRule, facts: Facts, why: lis
             revision=policy.revision,
             rule=rule.name,
             route=outcome.route,
+            offers=rule.offers,
             cache=rule.cache,
             retries=rule.retries,
             timeout_s=rule.timeout_s,

@@ -16,6 +16,7 @@ NAME_PATTERN = "[a-z0-9][a-z0-9._-]{0,63}"  # of lanes, rules and policies: they
 MAX_RULES = 1000
 MAX_TESTS = 500
 MAX_RETRIES = 5
+MAX_WEIGHT = 1_000_000
 MAX_CACHE_BYTES = 64 * 1024 * 1024
 
 Shape = Literal[

@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import Any
 
 from router.classify.label import Label
-from router.facts.inspect import Facts
+from router.facts.inspect import Facts, recorded_user
 from router.facts.vocabulary import HEADER_PREFIX, LABEL_FACTS, FactSpec
 
 Check = Callable[[Facts, Label | None], bool]
@@ -34,6 +34,8 @@ def getter(name: str) -> Get:
 def value_check(spec: FactSpec, operator: str, operand: Any, search_regex: SearchRegex) -> Check:
     """The closure for a fact that is one value. Facts are read by attribute, the common case, without a detour."""
     get = getter(spec.name)
+    if spec.name == "user":
+        operator, operand = _also_as_recorded(operator, operand)
     if operator == "equals":
         return lambda f, label: get(f, label) == operand
     if operator == "in":
@@ -58,6 +60,15 @@ def value_check(spec: FactSpec, operator: str, operand: Any, search_regex: Searc
     if operator == "contains":
         return lambda f, label: (value := get(f, label)) is not None and operand in value
     return lambda f, label: (value := get(f, label)) is not None and value.startswith(operand)
+
+
+def _also_as_recorded(operator: str, operand: Any) -> tuple[str, Any]:
+    """A comparison of `user` that holds for the user's hash too: traces have no other name, and a rule that is tried
+    on them must decide as it did on the request."""
+    if operator not in ("equals", "in", "not_in"):
+        return operator, operand
+    users = (operand,) if operator == "equals" else operand
+    return "in" if operator == "equals" else operator, (*users, *map(recorded_user, users))
 
 
 def list_check(spec: FactSpec, operator: str, operand: Any, search_regex: SearchRegex) -> Check:

@@ -22,6 +22,7 @@ from router.policy.grammar import (
     MAX_RULES,
     MAX_TESTS,
     MAX_TURNS,
+    MAX_WEIGHT,
     OTHERWISE,
     POLICY_KEYS,
     RESERVED_LANES,
@@ -117,7 +118,9 @@ class _Reader:
                 hint = near(key.value, names, f"{what} takes {', '.join(f'`{name}`' for name in names)}")
                 self._source.report(key, f"unknown key `{key.value[:60]}` in {what}", hint)
             elif value.kind == "null":
-                self._source.report(key, f"`{key.value}` of {what} has no value", "give it one or take the key out")
+                is_required = any(spec.name == key.value and spec.is_required for spec in table)
+                hint = "give it one" if is_required else "give it one or take the key out"
+                self._source.report(key, f"`{key.value}` of {what} has no value", hint)
                 found.pop(key.value, None)
             else:
                 found[key.value] = value
@@ -143,7 +146,9 @@ class _Reader:
 
     def version(self, node: Node | None) -> None:
         if node is not None and (node.kind != "integer" or node.value != VERSION):
-            self._source.report(node, f"version {seen(node)} is not known", f"this router reads version {VERSION}")
+            self._source.report(
+                node, f"version `{shown(node)}` is not known", f"this router reads `version: {VERSION}`, without quotes"
+            )
 
     def text(self, node: Node, what: str) -> str | None:
         if node.kind == "text" and node.value.strip():
@@ -182,7 +187,7 @@ class _Reader:
             return None
         if "name" in keys and (not is_name(name) or name == OTHERWISE):
             self._source.report(
-                keys["name"], f"a rule cannot be called `{shown(keys['name'])}`", _naming(name, (OTHERWISE,))
+                keys["name"], f"a rule cannot be called {seen(keys['name'])}", _naming(name, (OTHERWISE,))
             )
         ends = [key for key in ("route", "split", "deny") if key in keys]
         if len(ends) > 1:
@@ -234,7 +239,7 @@ class _Reader:
         for item in items:
             if item.value not in EDIT_NAMES:
                 hint = near(str(item.value), EDIT_NAMES, f"edits: {', '.join(EDIT_NAMES)}")
-                self._source.report(item, f"unknown edit {seen(item)} in `swap` of {what}", hint)
+                self._source.report(item, f"`swap` of {what} names {seen(item)}, which is no edit", hint)
         return "adapt", tuple(name for name in EDIT_NAMES if name in {item.value for item in items})
 
     def stick(self, node: Node | None, what: str) -> tuple[Stick, int]:
@@ -261,11 +266,10 @@ class _Reader:
             return ()
         weights = []
         for key, value in node.pairs():
-            if value.kind != "integer" or not 0 < value.value <= 1_000_000:
+            if value.kind != "integer" or not 0 < value.value <= MAX_WEIGHT:
                 hint = "a lane that gets nothing is left out; weights need not add up to 100"
-                self._source.report(
-                    value, f"weight of `{key.value}` must be a whole number over 0, this is {seen(value)}", hint
-                )
+                bounds = f"a whole number from 1 to {MAX_WEIGHT}"
+                self._source.report(value, f"weight of `{key.value}` must be {bounds}, this is {seen(value)}", hint)
             else:
                 weights.append((key, value.value))
         return tuple(weights)

@@ -22,6 +22,7 @@ from router.policy.grammar import (
     MAX_RULES,
     MAX_TESTS,
     MAX_TURNS,
+    MAX_WEIGHT,
     NAME_PATTERN,
     OPERATORS,
     POLICY_KEYS,
@@ -84,7 +85,7 @@ def _shape(spec: KeySpec) -> Schema:
         "route": _ROUTE,
         "weights": {
             "type": "object",
-            "additionalProperties": {"type": "integer", "minimum": 1, "maximum": 1_000_000},
+            "additionalProperties": {"type": "integer", "minimum": 1, "maximum": MAX_WEIGHT},
             "minProperties": 1,
         },
         "condition": {"$ref": "#/$defs/condition"},

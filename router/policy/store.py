@@ -2,7 +2,8 @@
 
 The watch is on the folder, never on a file: editors and ConfigMaps replace files, and a watch on a replaced file never
 fires again. A poll stands behind the watch for file systems that tell nothing. What was read twice and is the same both
-times is compiled in a thread; whatever is wrong with it, the last good set keeps serving.
+times is compiled in a thread; whatever is wrong with it, the last good set keeps serving. What came into force is kept
+in a history, so that a restart with a broken folder finds the last good set too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from watchfiles import awatch
 from router.errors import PolicyError
 from router.policy.check import revision_of
 from router.policy.compile import PolicySet
+from router.policy.history import ROLLBACK_MARK, Entry, How, PolicyHistory, is_policy_file
 from router.policy.source import MAX_FOLDER_BYTES
 
 CompileFolder = Callable[[Mapping[str, bytes]], PolicySet]
@@ -29,22 +32,25 @@ _SETTLE_S = 0.06  # a folder must be unchanged for so long before it is compiled
 _MOST_TRIES = 50
 _DEBOUNCE_MS = 50
 _STEP_MS = 20
-_ENDINGS = (".yaml", ".yml")
+_CUT_SHORT = f"`router policy rollback REVISION` finishes it; the file `{ROLLBACK_MARK}` names the revision"
 _MOST_FILES = 500
 
 
-def read_folder(folder: Path) -> dict[str, bytes]:
+def read_folder(folder: Path, *, is_rollback: bool = False) -> dict[str, bytes]:
     """The policy files of a folder by name, from one version of it. Raises PolicyError when it cannot be read.
 
     A ConfigMap volume keeps its files behind the link `..data`; the link is followed once, so that a swap in between
-    cannot mix two versions.
+    cannot mix two versions. A folder in the middle of a rollback is read for another rollback only.
     """
     try:
         root = Path(os.path.realpath(folder, strict=True))
         linked = root / "..data"
         if linked.is_symlink():
             root = Path(os.path.realpath(linked, strict=True))
-        names = sorted(name for name in os.listdir(root) if name.endswith(_ENDINGS) and not name.startswith("."))
+        found = os.listdir(root)
+        if ROLLBACK_MARK in found and not is_rollback:
+            raise PolicyError(f"{folder}: a rollback is under way, or was cut short", hint=_CUT_SHORT)
+        names = sorted(name for name in found if is_policy_file(name))
         if len(names) > _MOST_FILES:
             raise PolicyError(f"{folder}: {len(names)} files, at most {_MOST_FILES} are read")
         files = {}
@@ -58,7 +64,11 @@ def read_folder(folder: Path) -> dict[str, bytes]:
         return files
     except OSError as exc:
         reason = exc.strerror or type(exc).__name__
-        at = f"{folder}/{os.path.basename(exc.filename)}" if str(exc.filename).endswith(_ENDINGS) else str(folder)
+        at = (
+            f"{folder}/{os.path.basename(exc.filename)}"
+            if is_policy_file(os.path.basename(str(exc.filename)))
+            else str(folder)
+        )
         raise PolicyError(f"{at}: cannot be read: {reason}", hint="`--policies` names the folder") from exc
 
 
@@ -69,6 +79,9 @@ class PolicyStore:
     start. After that nothing raises: `run()` follows the folder until `stop` is set, `reload()` looks at once, and what
     is refused is in `status()`. `now` gives Unix time in seconds, `observe` is told of each reload (whether it took,
     and the revision or the diagnostics).
+
+    With a `history`, each set that is taken is kept there, and a start whose folder is broken serves the newest set of
+    it that still compiles: then `observe` hears of the diagnostics and of the revision used in their place.
     """
 
     def __init__(
@@ -81,6 +94,7 @@ class PolicyStore:
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         observe: Callable[[bool, str], None] | None = None,
+        history: PolicyHistory | None = None,
     ) -> None:
         self._folder = folder
         self._compile = compile_folder
@@ -89,6 +103,9 @@ class PolicyStore:
         self._now = now
         self._sleep = sleep
         self._observe = observe
+        self._history = history
+        self._kept: list[Entry] = []  # the history as this process last saw it: `status` reads no files
+        self._is_from_history = False
         self._turn = asyncio.Lock()
         self._current: PolicySet | None = None
         self._seen = ""  # revision (or error) of what was last looked at, good or bad
@@ -106,15 +123,20 @@ class PolicyStore:
         return self._current
 
     def load(self) -> PolicySet:
-        """Read and compile the folder, at the start of the program. Raises PolicyError."""
-        files = read_folder(self._folder)
-        for _ in range(_MOST_TRIES):
-            again = read_folder(self._folder)
-            if again == files:
-                break
-            files = again
-        self._seen = revision_of(files)
-        self._take(self._compile(files))
+        """Read and compile the folder, at the start of the program. Raises PolicyError.
+
+        Where the folder is broken, the newest set of the history that still compiles is taken.
+        """
+        try:
+            files = self._read_twice()
+            self._seen = revision_of(files)
+            policies = self._compile(files)
+        except PolicyError as error:
+            if not self._load_from_history(error.message):
+                raise
+            return self.current
+        self._take(policies)
+        self._record(files, "start")
         return self.current
 
     async def reload(self) -> bool:
@@ -155,7 +177,8 @@ class PolicyStore:
     def status(self) -> dict[str, Any]:
         """What the admin listener shows: revision in force, when it was loaded, the last refusal, counts.
 
-        Times are Unix seconds. `last_error` is empty when the folder on disk is what is being served.
+        Times are Unix seconds. `last_error` is empty when the folder on disk is what is being served. `from_history` is
+        true when the folder was broken at the start and a kept revision serves. `history` lists the revisions kept.
         """
         current = self._current
         return {
@@ -166,9 +189,46 @@ class PolicyStore:
             "last_error": self._error,
             "last_error_at": self._error_at,
             "is_current": current is not None and not self._error,
+            "from_history": self._is_from_history,
+            "warnings": [warning.render() for warning in current.warnings] if current is not None else [],
             "reloads": self._reloads,
             "failures": self._failures,
+            "history": [
+                {"revision": entry.revision, "taken_at": entry.taken_at, "how": entry.how} for entry in self._kept
+            ],
+            "history_store": self._history.status() if self._history is not None else None,
         }
+
+    def _read_twice(self) -> dict[str, bytes]:
+        files = read_folder(self._folder)
+        for _ in range(_MOST_TRIES):
+            again = read_folder(self._folder)
+            if again == files:
+                break
+            files = again
+        return files
+
+    def _load_from_history(self, problem: str) -> bool:
+        """Take the newest set of the history that still compiles; what a rollback replaced comes last."""
+        if self._history is None:
+            return False
+        self._kept = self._history.entries()
+        for entry in sorted(self._kept, key=lambda entry: entry.how == "replaced"):
+            try:
+                policies = self._compile(self._history.files(entry.revision))
+            except PolicyError:  # damaged, or of a language or catalogue that this version does not have
+                continue
+            self._current, self._loaded_at, self._is_from_history = policies, self._now(), True
+            when = datetime.fromtimestamp(entry.taken_at, UTC).isoformat(timespec="seconds")
+            self._refuse(f"{problem}\nrevision {entry.revision} of {when} serves in its place, from the history")
+            return True
+        return False
+
+    def _record(self, files: Mapping[str, bytes], how: How) -> None:
+        """Keep what was taken; it runs in a thread where there is an event loop."""
+        if self._history is not None and self._current is not None:
+            self._history.record(self._current.revision, files, how)
+            self._kept = self._history.entries()
 
     async def _look(self, *, is_forced: bool) -> bool:
         async with self._turn:
@@ -185,6 +245,7 @@ class PolicyStore:
             self._seen = revision_of(files)
             if self._current is not None and self._seen == self._current.revision:
                 self._take(self._current)  # back to what is in force: nothing to compile, no error any more
+                await asyncio.to_thread(self._record, files, "reload")
                 return is_forced
             try:
                 policies = await asyncio.to_thread(self._compile, files)
@@ -196,6 +257,7 @@ class PolicyStore:
                 return False
             self._take(policies)
             self._reloads += 1
+            await asyncio.to_thread(self._record, files, "reload")
             return True
 
     async def _settled(self, files: dict[str, bytes]) -> dict[str, bytes]:
@@ -212,6 +274,7 @@ class PolicyStore:
         self._current = policies
         self._loaded_at = self._now()
         self._error, self._error_at = "", None
+        self._is_from_history = False
         if self._observe is not None:
             self._observe(True, policies.revision)
 

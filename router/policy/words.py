@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 from router.policy.grammar import NAME_PATTERN
-from router.policy.source import Node
+from router.policy.source import Node, resolve
 
 
 def near(name: str, names: Iterable[str], otherwise: str = "") -> str:
@@ -46,10 +46,13 @@ def size_bytes(value: object) -> int | None:
 def seen(node: Node) -> str:
     """What stands there, in words that fit after `this is`."""
     words = {"list": "a list", "map": "a mapping", "null": "nothing"}
-    return words.get(node.kind) or f"`{shown(node)}`"
+    is_quoted_number = node.kind == "text" and resolve(node.value)[0] in ("integer", "number", "flag")
+    return words.get(node.kind) or (f'`"{shown(node)}"`, a text' if is_quoted_number else f"`{shown(node)}`")
 
 
 def shown(node: Node) -> str:
-    """The value of a node as a message shows it: bounded, flags as written."""
+    """The value of a node as a message shows it: bounded, flags as written; a list or mapping by that word."""
+    if node.kind in ("list", "map"):
+        return f"a {'list' if node.kind == 'list' else 'mapping'}"
     value = str(node.value).lower() if node.kind == "flag" else str(node.value)
     return value if len(value) <= 60 else f"{value[:60]}…"

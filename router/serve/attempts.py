@@ -26,6 +26,7 @@ from router.seams import Upstream, UpstreamCall, UpstreamReply
 from router.serve.exchange import Exchange
 from router.serve.headers import RawHeaders, first
 from router.trace.record import Attempt
+from router.wire.messages import MessagesRequest
 
 MAX_ERROR_BODY = 1024 * 1024  # bytes of a refusal kept, in case it is the answer in the end
 MAX_RETRY_WAIT_S = 8.0  # a longer `retry-after` is the client's to wait for, or the next lane's chance
@@ -37,10 +38,15 @@ _REFUSALS = {429: "rate_limited", 503: "unavailable", 529: "overloaded"}
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One stop of the route: a lane and the model it stands for in this request."""
+    """One stop of the route: a lane and the model it stands for in this request.
+
+    `adapted` is the request as this model takes it, None where it takes it as it came; `edits` say what was changed.
+    """
 
     lane: Lane
     model: str
+    adapted: MessagesRequest | None = None
+    edits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

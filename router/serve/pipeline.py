@@ -15,14 +15,15 @@ import orjson
 
 from router.catalog.lookup import Catalog
 from router.errors import ClientGone, UpstreamBroken, UpstreamTimeout, error_body
-from router.seams import CacheBackend, CacheEntry, Deadlines, TraceSink, Upstream, UpstreamCall
+from router.seams import AffinityStore, CacheBackend, CacheEntry, Deadlines, TraceSink, Upstream, UpstreamCall
 from router.serve.attempts import Answer, Target, walk
+from router.serve.conversation import recall, remember
 from router.serve.exchange import Exchange
 from router.serve.headers import RawHeaders, downstream_headers, first, header_value, router_headers, upstream_headers
 from router.serve.ledger import book
 from router.serve.plan import Plan, Planner
 from router.serve.relay import RawRelay, Relay, StreamRelay, collect
-from router.usage import UsageMeter
+from router.usage import Usage, UsageMeter
 
 MAX_PLAIN_ANSWER = 32 * 1024 * 1024  # bytes of a plain answer held to be metered; a larger one is passed on unmetered
 MAX_READ_IN_LOOP = 128 * 1024  # bytes of a request body that are read without a thread: a millisecond or so
@@ -53,6 +54,7 @@ class Parts:
     planner: Planner
     catalog: Catalog
     cache: CacheBackend | None
+    affinity: AffinityStore | None
     upstream: Upstream
     deadlines: Deadlines
     sinks: tuple[TraceSink, ...]
@@ -105,10 +107,14 @@ class Pipeline:
 
     async def _plan(self, exchange: Exchange, *, needs_max_tokens: bool) -> Plan:
         """The plan of a request; a large body is read in a thread, so that other requests go on meanwhile."""
-        planner = self._parts.planner
+        planner, affinity = self._parts.planner, self._parts.affinity
         if len(exchange.incoming.body) <= MAX_READ_IN_LOOP:
-            return planner.plan(exchange, needs_max_tokens=needs_max_tokens)
-        return await asyncio.to_thread(planner.plan, exchange, needs_max_tokens=needs_max_tokens)
+            understood = planner.understand(exchange, needs_max_tokens=needs_max_tokens)
+            binding = await recall(exchange, affinity, understood)
+            return planner.plan(exchange, understood, binding, self._parts.wall_clock())
+        understood = await asyncio.to_thread(planner.understand, exchange, needs_max_tokens=needs_max_tokens)
+        binding = await recall(exchange, affinity, understood)
+        return await asyncio.to_thread(planner.plan, exchange, understood, binding, self._parts.wall_clock())
 
     async def finish(self, exchange: Exchange) -> None:
         """Close the books of one request, after its last byte or the lack of it; the trace goes to every sink."""
@@ -141,11 +147,12 @@ class Pipeline:
     def _replay(self, exchange: Exchange, plan: Plan, entry: CacheEntry) -> Outgoing:
         """A stored answer, byte for byte; it costs nothing and saves what the asked model would have cost."""
         trace = exchange.trace
-        trace.cache, trace.status = "hit", entry.status
+        trace.cache, trace.status, trace.edits = "hit", entry.status, plan.primary.edits
         trace.usage, trace.model_answered, trace.stop_reason = entry.usage, entry.model_answered, entry.stop_reason
         if plan.request.is_streaming:
             trace.ttft_s = exchange.clock.now_s()
         book(exchange.trace, self._parts.catalog, is_hit=True)
+        exchange.after_last_byte = lambda: self._remember(exchange, plan, None)
         age_s = max(0, int(self._parts.wall_clock() - entry.stored_at_ns / 1e9))
         request_id = (trace.request_id or "").encode()
         headers = [*entry.headers, (b"request-id", request_id), (b"age", str(age_s).encode())]
@@ -172,7 +179,7 @@ class Pipeline:
             "POST",
             incoming.target,
             upstream_headers(incoming.headers, incoming.credential, is_metered=True),
-            plan.request.with_model(target.model),
+            (target.adapted or plan.request).with_model(target.model),
             deadlines,
         )
 
@@ -204,7 +211,12 @@ class Pipeline:
         meter.message(payload)
         self._meter(exchange, answer, meter)
         await self._store(exchange, plan, answer, headers, body)
+        exchange.after_last_byte = lambda: self._remember(exchange, plan, exchange.trace.usage)
         return Outgoing(answer.status, self._headers(exchange, headers, is_plain=True), body)
+
+    async def _remember(self, exchange: Exchange, plan: Plan, usage: Usage | None) -> None:
+        parts = self._parts
+        await remember(exchange, parts.affinity, plan, parts.catalog, usage)
 
     def _head(self, exchange: Exchange, answer: Answer) -> RawHeaders:
         """Note how the answer begins; its headers for the client. Raises UpstreamBroken for a redirect.
@@ -213,6 +225,7 @@ class Pipeline:
         """
         trace = exchange.trace
         trace.lane, trace.model_sent = answer.target.lane.name, answer.target.model
+        trace.edits = answer.target.edits
         trace.status = answer.status
         if answer.attempt.request_id is not None:
             trace.request_id = answer.attempt.request_id
@@ -282,6 +295,8 @@ class Pipeline:
         self._meter(exchange, answer, meter)
         if (kept := stream.kept) is not None:
             await self._store(exchange, plan, answer, headers, kept)
+        if stream.is_complete:
+            await self._remember(exchange, plan, exchange.trace.usage)
 
     def _meter(self, exchange: Exchange, answer: Answer, meter: UsageMeter) -> None:
         """Note what the answer says of itself, and what it cost."""

@@ -1,28 +1,27 @@
 """Everything before the first wait: a body is read, inspected, decided on, checked against the models, and keyed.
 
-No I/O happens here: bytes in, a `Plan` out, in tens of microseconds.
+No I/O happens here: bytes in, a `Plan` out, in tens of microseconds. It goes in two steps, because between them the
+flow may have to ask where the conversation is bound.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
+from router.affinity.binding import binding_key
 from router.cache.key import cache_key
-from router.catalog.lookup import Catalog, Model
+from router.catalog.lookup import Catalog
 from router.errors import DeniedByPolicy, UnknownTarget
 from router.facts.inspect import Caller, Facts, inspect
 from router.policy.compile import CompiledPolicy, PolicySet
 from router.policy.decide import Decision, NeedsLabel, decide
-from router.policy.written import Lane
-from router.seams import Classifier, Label
+from router.seams import Binding, Classifier, Label
 from router.serve.attempts import Target
 from router.serve.exchange import Exchange
-from router.swap.check import can_serve
+from router.serve.route import Router
 from router.wire.messages import MessagesRequest, read_request
-
-_AS_ASKED = Lane("as-asked", None)
 
 # Answers that depend on more than the request: state kept by the provider, or the world outside.
 _UNCACHEABLE = frozenset(
@@ -41,17 +40,43 @@ class PolicySource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Understood:
+    """A request read and decided on, before it is known where its conversation is bound.
+
+    `is_new` says that there is no answer in it yet; then no binding is looked for.
+    """
+
+    request: MessagesRequest
+    caller: Caller
+    facts: Facts
+    policies: PolicySet
+    decision: Decision
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the conversation has no answer in it yet."""
+        return self.facts.conversation == "new"
+
+    def binding_key(self) -> str:
+        """Where the conversation's binding is kept."""
+        return binding_key(self.facts)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A request understood and decided: what to send, where, and under which cache key.
 
     `fallbacks` are worked out only when the walk gets there. `cache_key` is None when the answer is not to be looked
-    up or kept; `may_look_up` is False when the client wants a fresh answer that may be kept.
+    up or kept; `may_look_up` is False when the client wants a fresh answer that may be kept. `binding` is what the
+    conversation was bound to.
     """
 
     request: MessagesRequest
+    understood: Understood
     decision: Decision
     primary: Target
     fallbacks: Iterator[Target]
+    binding: Binding | None
     cache_key: str | None
     may_look_up: bool = True
 
@@ -66,10 +91,10 @@ class Planner:
     calendar: Callable[[], tuple[int, str]]
     has_cache: bool
 
-    def plan(self, exchange: Exchange, *, needs_max_tokens: bool) -> Plan:
-        """The plan of one request; the trace is filled on the way.
+    def understand(self, exchange: Exchange, *, needs_max_tokens: bool) -> Understood:
+        """Read, inspect and decide; the trace is filled on the way.
 
-        Raises InvalidRequest, UnknownTarget (no such policy or lane) and DeniedByPolicy.
+        Raises InvalidRequest, UnknownTarget (no such policy) and DeniedByPolicy.
         """
         incoming, trace = exchange.incoming, exchange.trace
         request = read_request(incoming.body, needs_max_tokens=needs_max_tokens)
@@ -88,19 +113,31 @@ class Planner:
         trace.client, trace.conversation = facts.client, facts.conversation_key
         at = exchange.span("inspected", at)
 
-        decision = self._decide(exchange, policies, policy, facts, request)
+        decision = self._decide(exchange, policy, facts, request)
         trace.rule, trace.why, trace.tags = decision.rule, decision.why, decision.tags
+        exchange.span("decided", at)
         if decision.deny is not None:
             raise DeniedByPolicy(decision.deny)
-        at = exchange.span("decided", at)
+        return Understood(request, caller, facts, policies, decision)
 
-        route = self._route(exchange, decision, policies, request, facts, caller)
+    def plan(self, exchange: Exchange, understood: Understood, binding: Binding | None, now_s: float) -> Plan:
+        """The plan of a request whose conversation has this binding; `now_s` is Unix time.
+
+        Raises UnknownTarget when the client names a lane that is not there.
+        """
+        request, caller = understood.request, understood.caller
+        started_s = exchange.clock.now_s()
+        router = Router(exchange, understood.policies, self.catalog, request, understood.facts, caller)
+        decision = router.named(understood.decision) or router.held(understood.decision, binding, now_s)
+        trace = exchange.trace
+        trace.why = decision.why
+        route = router.targets(decision, binding)
         primary = next(route)
         trace.lane, trace.model_sent = primary.lane.name, primary.model
-        exchange.span("checked", at)
+        exchange.span("checked", started_s)
         wishes = _wishes(caller)
-        key = None if "no-store" in wishes else self._cache_key(exchange, request, decision, primary, caller)
-        return Plan(request, decision, primary, route, key, wishes.isdisjoint(_FRESH))
+        key = None if "no-store" in wishes else self._cache_key(exchange, decision, primary, understood)
+        return Plan(request, understood, decision, primary, route, binding, key, wishes.isdisjoint(_FRESH))
 
     def _caller(self, exchange: Exchange, policy: str) -> Caller:
         incoming = exchange.incoming
@@ -121,25 +158,14 @@ class Planner:
             weekday=weekday,
         )
 
-    def _decide(
-        self, exchange: Exchange, policies: PolicySet, policy: CompiledPolicy, facts: Facts, request: MessagesRequest
-    ) -> Decision:
-        """The policy's decision; a label is made only when a rule that is reached asks for it.
-
-        With the virtual model `lane:NAME` the client names the route; the rule still says all else, `deny` included.
-        Raises UnknownTarget when no lane has the name.
-        """
+    def _decide(self, exchange: Exchange, policy: CompiledPolicy, facts: Facts, request: MessagesRequest) -> Decision:
+        """The policy's decision; a label is made only when a rule that is reached asks for it."""
         decision = decide(policy, facts)
         if isinstance(decision, NeedsLabel):
             label = self._label(exchange, request)
             labelled = decide(policy, facts, label, label_failed=label is None)
             assert isinstance(labelled, Decision)
             decision = labelled
-        if request.model.startswith("lane:"):
-            lane = policies.lanes.get(request.model[5:])
-            if lane is None or lane.model is None:
-                raise UnknownTarget(f"model: {request.model}", hint="the lanes are in `lanes.yaml`")
-            decision = replace(decision, route=(lane,), why=(*decision.why, f"the client named the lane `{lane.name}`"))
         return decision
 
     def _label(self, exchange: Exchange, request: MessagesRequest) -> Label | None:
@@ -157,62 +183,9 @@ class Planner:
         exchange.span("classified", started_s)
         return label
 
-    def _route(
-        self,
-        exchange: Exchange,
-        decision: Decision,
-        policies: PolicySet,
-        request: MessagesRequest,
-        facts: Facts,
-        caller: Caller,
-    ) -> Iterator[Target]:
-        """The targets that may serve this request, in order; lanes that would refuse it are noted and left out.
-
-        At last the model asked for, always: what works without the router works with it. A virtual model stands for
-        the default lane.
-        """
-        asked_id = request.model
-        default = policies.default_lane
-        is_virtual = asked_id == "auto" or asked_id.startswith("lane:")
-        asked: Model | None = None if is_virtual else self.catalog.find(asked_id)
-        is_empty, has_asked = True, False
-        for lane in decision.route:
-            model_id = lane.model or (default.model if is_virtual else asked_id)
-            assert model_id is not None  # a lane of the folder always names a model
-            if model_id != asked_id and asked_id != f"lane:{lane.name}":
-                reason = self._refusal(model_id, asked, request, facts, caller)
-                if reason is not None:
-                    exchange.refused.append(f"lane `{lane.name}` kept out: {reason}")
-                    continue
-            is_empty = False
-            has_asked = has_asked or model_id == asked_id
-            yield Target(lane, model_id)
-        if is_virtual and is_empty:
-            yield Target(default, default.model or "")
-        elif not is_virtual and not has_asked:
-            yield Target(_AS_ASKED, asked_id)
-
-    def _refusal(
-        self, model_id: str, asked: Model | None, request: MessagesRequest, facts: Facts, caller: Caller
-    ) -> str | None:
-        """Why a model must not get this request in place of the one asked for; None when it may."""
-        model = self.catalog.find(model_id)
-        if model is None:
-            return f"model `{model_id}` is not in the catalogue"
-        verdict = can_serve(
-            request,
-            model,
-            asked=asked,
-            api_version=caller.api_version,
-            betas=caller.betas,
-            input_tokens=facts.input_tokens,
-        )
-        return None if verdict.is_ok else "; ".join(verdict.reasons)
-
-    def _cache_key(
-        self, exchange: Exchange, request: MessagesRequest, decision: Decision, primary: Target, caller: Caller
-    ) -> str | None:
+    def _cache_key(self, exchange: Exchange, decision: Decision, primary: Target, understood: Understood) -> str | None:
         directive = decision.cache
+        request, caller = primary.adapted or understood.request, understood.caller
         if directive is None or not self.has_cache or not _UNCACHEABLE.isdisjoint(request.body):
             return None
         if b'"file_id"' in request.raw or b'"url"' in request.raw or _has_server_tool(request.body.get("tools")):

@@ -35,6 +35,7 @@ def check_accepts(call: Call, roster: Roster) -> None:
     _sampling(call)
     _tool_choice(call)
     _system_turns(call)
+    _tool_changes(call)
     _prefill(call)
     _tools(call)
     _output(call)
@@ -228,6 +229,16 @@ def _per_message_effort(call: Call, message: Mapping[str, Any], path: str) -> No
     if call.model.id in EFFORT_TURNS_NEED_THINKING and not call.is_thinking:
         raise Refusal(f"{path}: per-message effort needs thinking on this model")
     check_effort_level(effort, call.model, path)
+
+
+def _tool_changes(call: Call) -> None:
+    if call.model.fields["mid_conversation_tool_changes"]:
+        return
+    for index, message in enumerate(call.body["messages"]):
+        content = message.get("content")
+        for block in content if isinstance(content, list) else []:
+            if block["type"] in ("tool_addition", "tool_removal"):
+                raise Refusal(f"messages.{index}: `{block['type']}` blocks are not supported on this model")
 
 
 def ends_in_server_tool(message: Mapping[str, Any]) -> bool:

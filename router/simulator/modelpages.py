@@ -72,7 +72,8 @@ def _capabilities(model: ModelRecord, *, is_beta: bool) -> dict[str, Any]:
         },
     }
     if is_beta:
-        capabilities["compaction"] = _has(compacts)
+        # One entry per `compaction.type`; there is one.
+        capabilities["compaction"] = {"supported": compacts, "summarize": _has(compacts)}
     return capabilities
 
 

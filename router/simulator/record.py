@@ -109,6 +109,7 @@ class Roster:
 
     def can_read(self, reader: ModelRecord, producer_id: str) -> bool:
         """Whether `reader` can use the thinking blocks that `producer_id` wrote; others are dropped in silence."""
+        is_inferred = any(doubt.startswith("reads_thinking_from") for doubt in reader.fields["uncertain"])
         entries = list(reader.fields["reads_thinking_from"])
         if entries and entries[0].startswith("same_as:"):
             entries = list(self._by_name[entries[0].removeprefix("same_as:")].fields["reads_thinking_from"])
@@ -116,7 +117,8 @@ class Roster:
             named = self.known(entry.split(" ", 1)[0])  # an id, or the alias of one
             if named is not None and named.id == producer_id:
                 return True
-            if entry == EARLIER and self._is_earlier(producer_id):
+            # The table of readers names no reader whose list of earlier models is only inferred.
+            if entry == EARLIER and not is_inferred and self._is_earlier(producer_id):
                 return True
         return False
 

@@ -1,5 +1,8 @@
 """May a request go to another model than the one it names? `can_serve` lists every reason against it.
 
+With edits allowed (`swap: adapt`) it first works out which of them the target needs, and then holds the edited body
+against the same rules.
+
 The promise behind it: swapping never breaks a working program. So the check is strict: it compares the request with
 what the target is known to take, and with what the model asked for would have done, and any doubt is a reason. It
 looks at parameters and block types only, never at text, in one bounded pass.
@@ -15,6 +18,8 @@ from dataclasses import dataclass
 
 from router.catalog.records import Model
 from router.swap import rules
+from router.swap.adapt import Edit, needed
+from router.swap.betas import doubtful
 from router.swap.messages import conversation
 from router.wire.messages import MessagesRequest
 
@@ -27,13 +32,13 @@ _MAX_REASONS = 16  # they go into the trace, and a hostile body could have thous
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a model may serve a request: `reasons` against it, and `edits` made to the body so that it may.
+    """Whether a model may serve a request: `reasons` against it, or `edits` to make in the body so that it may.
 
-    The strict form makes no edits.
+    The strict form has no edits, and neither has a refusal.
     """
 
     reasons: tuple[str, ...]
-    edits: tuple[str, ...] = ()
+    edits: tuple[Edit, ...] = ()
 
     @property
     def is_ok(self) -> bool:
@@ -52,16 +57,26 @@ def can_serve(
     api_version: str,
     betas: tuple[str, ...],
     input_tokens: int,
+    producers: tuple[str, ...] = (),
+    edits: tuple[str, ...] = (),
 ) -> Verdict:
     """Every reason why `target` would refuse or change `request`; an empty verdict means that it may serve it.
 
     `asked` is the model that the request names; None for a virtual model (`auto`, `lane:NAME`), where only what the
     target itself takes counts. A name that is neither virtual nor in the catalogue is a reason, as nothing is known of
     what its caller relies on. The model asked for may always serve. `input_tokens` is an estimate of the prompt.
+
+    `producers` are the ids of the models whose answers are in the conversation, empty when nobody knows: thinking
+    blocks of theirs must be readable. `edits` names what may be changed in the body (`swap.edits.EDITS`; see
+    `swap.adapt`): what is then needed is in the verdict, for `adapted`, and the rest is held against the edited body.
     """
     if asked is not None and asked.id == target.id:
         return _OK
-    body = request.body
+    case = rules.Case(request.body, target, asked, api_version, producers)
+    made: tuple[Edit, ...] = ()
+    if edits:
+        made, case = needed(case, edits)
+    body = case.body
     reasons: list[str] = []
     if target.lifecycle == "retired":
         reasons.append(f"`{target.id}` is retired")
@@ -71,7 +86,6 @@ def can_serve(
     else:
         reasons.extend(_access(target, asked))
     _limits(reasons, body.get("max_tokens"), target, asked, input_tokens)
-    case = rules.Case(body, target, asked, api_version)
     reason = rules.thinking(case)
     if reason is not None:
         reasons.append(reason)
@@ -84,8 +98,10 @@ def can_serve(
             reasons.append(reason)
     reasons.extend(conversation(case))
     if betas:
-        reasons.extend(rules.betas(betas))
-    return Verdict(tuple(dict.fromkeys(reasons))[:_MAX_REASONS]) if reasons else _OK
+        reasons.extend(doubtful(betas))
+    if reasons:
+        return Verdict(tuple(dict.fromkeys(reasons))[:_MAX_REASONS])
+    return Verdict((), made) if made else _OK
 
 
 def _access(target: Model, asked: Model) -> list[str]:

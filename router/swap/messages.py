@@ -7,12 +7,14 @@ Source: Anthropic fact sheet, sections 1, 3, 4 and 18.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from router.catalog.records import Model
 from router.swap.rules import Case, shown
 
 _MAX_BLOCKS = 50_000  # a longer conversation is not checked but refused: the check runs on the request path
+_MAX_PRODUCERS = 16
 _PLAIN_BLOCKS = frozenset(
     {
         *("text", "image", "document", "search_result", "tool_use", "tool_result"),
@@ -78,6 +80,8 @@ def conversation(case: Case) -> Iterator[str]:
     limit = target.accepts.max_images
     if images and (limit is None or images > limit):
         yield f"{images} images, the limit is {limit}"
+    if "document" in kinds and "pdf_input" in accepts.denied:
+        yield "documents are not taken"
     if "document" in kinds and case.asked is not None and (limit or 0) < (case.asked.accepts.max_images or 0):
         yield "documents may have more pages than this model takes"
     if kinds - _PLAIN_BLOCKS:
@@ -87,15 +91,58 @@ def conversation(case: Case) -> Iterator[str]:
 
 
 def _rare_blocks(kinds: set[str], case: Case) -> Iterator[str]:
-    if kinds & _THINKING_BLOCKS and case.asked is not None:
-        # The bytes do not say who thought; a target that may not read it would silently lose the reasoning.
-        yield "the conversation carries thinking blocks, which are bound to a model"
+    if kinds & _THINKING_BLOCKS:
+        yield from _thinking_history(case)
     if kinds & _TOOL_CHANGES and case.target.accepts.mid_conversation_tool_changes is not True:
         yield "tool changes inside the conversation are not taken"
     if kinds & _TOOL_SEARCH and case.target.accepts.programmatic_tool_calling is not True:
         yield "tool search may not be taken"
     for kind in sorted(kinds - _THINKING_BLOCKS - _TOOL_CHANGES - _TOOL_SEARCH)[:8]:
         yield f"content block `{shown(kind)}` may be bound to the model asked for"
+
+
+def _thinking_history(case: Case) -> Iterator[str]:
+    """Reasons in who thought: the target must read all of it, and must not verify more than the model asked for would.
+
+    A block that the target may not read is dropped without an error: silently lost reasoning, the worst in a pending
+    tool loop. The bytes do not say who thought, and a client may replay the blocks of any model that answered.
+    """
+    target, asked, producers = case.target, case.asked, case.producers
+    if not producers:
+        # A virtual model has no other reader: what nobody can tell is left to the target.
+        if asked is not None:
+            yield "the conversation carries thinking blocks, which are bound to a model"
+        return
+    for name in producers[:_MAX_PRODUCERS]:
+        if not _reads(target, name):
+            yield f"the thinking blocks of `{shown(name)}` are not read here"
+    if len(producers) > _MAX_PRODUCERS:
+        yield f"more than {_MAX_PRODUCERS} models in the conversation are not checked"
+    # A client may have changed the history. Where the model asked for would verify it just as the target does, the
+    # request fails either way; where it would not, only a model that is in the conversation anyhow goes on.
+    if asked is None or target.prefix_check == "none" or any(_is(target, name) for name in producers):
+        return
+    does_asked_verify = asked.prefix_check in ("all", target.prefix_check)
+    if not does_asked_verify or not all(_reads(asked, name) for name in producers):
+        yield "the history behind thinking blocks is verified here, and not by the model asked for"
+
+
+def _is(model: Model, name: str) -> bool:
+    return name == model.id or name in model.aliases
+
+
+def _reads(model: Model, producer: str) -> bool:
+    return _is(model, producer) or producer in model.accepts.reads_thinking_from
+
+
+def is_in_tool_loop(turns: Sequence[Any]) -> bool:
+    """Whether the last message that is not a system message answers a tool call."""
+    for turn in reversed(turns):
+        if turn.get("role") != "system":
+            content = turn.get("content")
+            blocks = content if isinstance(content, list) else []
+            return any(isinstance(block, dict) and block.get("type") == "tool_result" for block in blocks)
+    return False
 
 
 def _message_fields(turn: Mapping[str, Any], case: Case) -> str | None:

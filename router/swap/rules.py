@@ -8,7 +8,7 @@ Source: Anthropic fact sheet, sections 3 (what each model accepts), 4, 13, 14 an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeGuard
@@ -38,37 +38,19 @@ _PLAIN_TOOL_FIELDS = frozenset(
 )
 _ADVANCED_TOOL_FIELDS = frozenset({"defer_loading", "input_examples", "allowed_callers"})
 
-# Betas that do nothing, or nothing model-dependent, without their field in the body; the fields are checked.
-# An unlisted beta may change what the model is asked to do in a way nobody here knows.
-_KNOWN_BETAS = frozenset(
-    {
-        *("computer-use-2024-10-22", "computer-use-2025-01-24", "computer-use-2025-11-24", "output-128k-2025-02-19"),
-        *("mcp-client-2025-04-04", "mcp-client-2025-11-20", "mcp-client-2026-09-15", "dev-full-thinking-2025-05-14"),
-        *("interleaved-thinking-2025-05-14", "code-execution-2025-05-22", "context-1m-2025-08-07"),
-        *("context-management-2025-06-27", "model-context-window-exceeded-2025-08-26", "fast-mode-2026-02-01"),
-        *("output-300k-2026-03-24", "user-profiles-2026-03-24", "user-profiles-2026-08-18"),
-        *("user-profiles-2026-09-04", "user-profiles-billing-2026-10-01", "advisor-tool-2026-03-01"),
-        *("thinking-token-count-2026-05-13", "server-side-fallback-2026-06-01", "server-side-fallback-2026-07-01"),
-        *("fallback-credit-2026-06-01", "fallback-credit-2026-07-01", "mid-conversation-tool-changes-2026-07-01"),
-        *("inline-tools-2026-09-15", "compact-2026-01-12", "compact-2026-09-04", "structured-outputs-2025-11-13"),
-        *("task-budgets-2026-03-13", "thinking-display-updates-2026-08-18", "thinking-binding-controls-2026-08-01"),
-        *("mid-conversation-output-config-2026-07-01", "mid-conversation-system-clear-at-2026-08-21"),
-        *("message-threads-2026-08-12", "prompt-caching-2024-07-31", "pdfs-2024-09-25", "token-counting-2024-11-01"),
-        *("token-efficient-tools-2025-02-19", "extended-cache-ttl-2025-04-11", "cache-diagnosis-2026-04-07"),
-        *("message-batches-2024-09-24", "files-api-2025-04-14", "skills-2025-10-02", "oauth-2025-04-20"),
-        *("claude-code-20250219", "per-turn-control-2026-07-01", "advanced-tool-use-2025-11-20", "effort-2025-11-24"),
-    }
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One swap under examination. `asked` is None for a virtual model, which has no behaviour of its own to keep."""
+    """One swap under examination. `asked` is None for a virtual model, which has no behaviour of its own to keep.
+
+    `producers` are the ids of the models whose answers are in the conversation; empty when nobody knows.
+    """
 
     body: Mapping[str, Any]
     target: Model
     asked: Model | None
     api_version: str
+    producers: tuple[str, ...] = ()
 
     @property
     def effort(self) -> str | None:
@@ -97,6 +79,9 @@ class Case:
         return isinstance(choice, dict) and choice.get("type") in _FORCED
 
 
+_OTHER_DISPLAY = "`thinking.display` is left out and means something else here"
+
+
 def shown(value: object) -> str:
     """A name out of a request as a reason may show it; anything that is not a short plain name becomes its type."""
     if isinstance(value, str) and 0 < len(value) <= 64 and value.isascii() and value.replace("-", "_").isidentifier():
@@ -113,8 +98,10 @@ def thinking(case: Case) -> str | None:
         # `max_tokens` for the answer alone: thinking would break both. Only Haiku is documented to skip thinking
         # under a forced tool.
         asked = case.asked
-        if asked is None or asked.accepts.thinking.is_on_by_default or not rules.is_on_by_default:
+        if asked is None or not rules.is_on_by_default:
             return None
+        if asked.accepts.thinking.is_on_by_default:
+            return None if asked.accepts.thinking.display == rules.display else _OTHER_DISPLAY
         if case.is_forced and case.target.line == "haiku":
             return None
         return "`thinking` is left out: the model asked for then does not think, this one does, and spends `max_tokens`"
@@ -136,9 +123,9 @@ def thinking(case: Case) -> str | None:
 
 def _thinking_budget(value: Mapping[str, Any], case: Case) -> str | None:
     budget, cap = value.get("budget_tokens"), case.body.get("max_tokens")
-    if not _is_count(budget) or budget < case.target.accepts.thinking.budget_tokens_min:
+    if not is_count(budget) or budget < case.target.accepts.thinking.budget_tokens_min:
         return f"`thinking.budget_tokens` must be {case.target.accepts.thinking.budget_tokens_min} or more"
-    if _is_count(cap) and budget >= cap:
+    if is_count(cap) and budget >= cap:
         return "`thinking.budget_tokens` must be below `max_tokens`"
     if case.is_forced:
         return "budget thinking together with a forced tool may not be taken"
@@ -150,7 +137,7 @@ def _thinking_display(value: Mapping[str, Any], case: Case) -> str | None:
     if display is None:
         asked = case.asked
         if asked is not None and asked.accepts.thinking.display != case.target.accepts.thinking.display:
-            return "`thinking.display` is left out and means something else here"
+            return _OTHER_DISPLAY
     elif display not in ("omitted", "summarized"):
         return f"`thinking.display` `{shown(display)}` may not be taken"
     if value.get("block_binding") is not None and not case.target.checks_thinking_prefix:
@@ -182,6 +169,10 @@ def _output_format(value: Any, case: Case) -> str | None:
 
 
 def _sampling(value: Any, case: Case) -> str | None:
+    return sampling(case)
+
+
+def sampling(case: Case) -> str | None:
     """`temperature`, `top_p` and `top_k` together; called for each, so a reason may come up to three times."""
     accepts, body = case.target.accepts, case.body
     # Versions are dates; whatever is not the old one is held to the newest rules.
@@ -196,9 +187,15 @@ def _sampling(value: Any, case: Case) -> str | None:
             return "`temperature` together with `top_p` is not taken"
         if temperature is not None and not _is_one(temperature):
             return "`temperature` other than 1 is not taken"
-        # The one value of `top_p` that passes is documented for Haiku only.
-        if top_p is not None and not (case.target.line == "haiku" and top_p == 0.99):
+        # The one value of `top_p` that passes is documented for Haiku only. Of the others, pages disagree whether the
+        # default `temperature` passes; where it may be an error, the model asked for must have the same rule.
+        is_haiku = case.target.line == "haiku"
+        if top_p is not None and not (is_haiku and top_p == 0.99):
             return "`top_p` is not taken"
+        if temperature is not None and not is_haiku:
+            asked = case.asked
+            if asked is None or asked.accepts.sampling_2023 != mode:
+                return "`temperature` may not be taken, even at its default"
         return None
     if temperature is not None and top_p is not None and "adaptive" not in accepts.thinking.accepts:
         return "`temperature` together with `top_p` is not taken"
@@ -259,6 +256,11 @@ def _typed_tool(kind: Any, case: Case) -> str | None:
     accepts = case.target.accepts
     if not isinstance(kind, str):
         return "the type of a tool is not text"
+    if (
+        kind.startswith(("web_search_", "code_execution_"))
+        and f"server_tools.{kind.rpartition('_')[0]}" in accepts.denied
+    ):
+        return f"tool type `{shown(kind)}` is not taken"
     if kind in _PLAIN_TOOL_TYPES or kind in _BASIC_WEB_TOOLS:
         return None
     if kind.startswith(("web_search_", "web_fetch_")):
@@ -276,7 +278,8 @@ def _inference_geo(value: Any, case: Case) -> str | None:
     return None if case.target.accepts.inference_geo else "`inference_geo` is not taken"
 
 
-def _speed(value: Any, case: Case) -> str | None:
+def speed(value: Any, case: Case) -> str | None:
+    """`speed`."""
     if value == "standard":
         return None
     fast = case.target.accepts.fast_mode
@@ -291,6 +294,8 @@ def _context_management(value: Any, case: Case) -> str | None:
         return "`context_management` is not known"
     for edit in edits[:16]:
         kind = edit.get("type") if isinstance(edit, dict) else None
+        if f"context_management.{kind}" in case.target.accepts.denied:
+            return f"context edit `{shown(kind)}` is not taken"
         if kind == "clear_tool_uses_20250919":
             continue
         if kind == "clear_thinking_20251015":
@@ -308,7 +313,8 @@ def _compaction(value: Any, case: Case) -> str | None:
     return None if case.target.accepts.compaction is True else "compaction is not taken"
 
 
-def _service_tier(value: Any, case: Case) -> str | None:
+def service_tier(value: Any, case: Case) -> str | None:
+    """`service_tier`."""
     if value == "standard_only":
         return None
     # A request that may use Priority capacity fails validation on a model without it.
@@ -358,10 +364,10 @@ FIELD_RULES: Mapping[str, Callable[[Any, Case], str | None]] = MappingProxyType(
         "top_p": _sampling,
         "top_k": _sampling,
         "inference_geo": _inference_geo,
-        "speed": _speed,
+        "speed": speed,
         "context_management": _context_management,
         "compaction": _compaction,
-        "service_tier": _service_tier,
+        "service_tier": service_tier,
         "fallbacks": _fallbacks,
         "thread": _always("a message thread never changes its model"),
         "container": _always("`container` state stays with the model asked for"),
@@ -370,19 +376,13 @@ FIELD_RULES: Mapping[str, Callable[[Any, Case], str | None]] = MappingProxyType(
 )
 
 
-def betas(names: tuple[str, ...]) -> Iterator[str]:
-    """A reason for each beta that is not known to be harmless."""
-    for name in names:
-        if name not in _KNOWN_BETAS:
-            yield f"beta `{shown(name)}` is not known to work here"
-
-
 def shown_version(version: str) -> str:
     """An API version as a reason may show it."""
     return version if len(version) == 10 and version.replace("-", "").isdigit() else "unknown"
 
 
-def _is_count(value: Any) -> TypeGuard[int]:
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether a JSON value is an integer."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -40,6 +40,7 @@ FIELDS = (
     "model_answered",
     "lane",
     "edits",
+    "affinity",
     "attempts",
     "cache",
     "is_stored",
@@ -151,6 +152,21 @@ def shown_attempt(stored: Mapping[str, Any]) -> dict[str, Any]:
     return shown
 
 
+def shown_affinity(stored: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A conversation's binding and the price of a switch as readers see them: `…_usd` in the place of `…_pusd`."""
+    if not isinstance(stored, Mapping):
+        return None
+    shown: dict[str, Any] = {}
+    for name, value in stored.items():
+        if isinstance(value, Mapping):
+            shown[name] = shown_affinity(value)
+        elif name.endswith("_pusd"):
+            shown[name.removesuffix("_pusd") + "_usd"] = usd(value if isinstance(value, int) else None)
+        else:
+            shown[name] = value
+    return shown
+
+
 def span_json(span: tuple[str, float, float]) -> dict[str, Any]:
     """One timed step: its name, and when it began and ended in seconds since the request was received."""
     name, start_s, end_s = span
@@ -185,6 +201,7 @@ def as_json(trace: Trace) -> dict[str, Any]:
         "model_answered": trace.model_answered,
         "lane": trace.lane,
         "edits": list(trace.edits),
+        "affinity": shown_affinity(trace.affinity),
         "attempts": [shown_attempt(attempt_json(attempt)) for attempt in trace.attempts],
         "cache": trace.cache,
         "is_stored": trace.is_stored,

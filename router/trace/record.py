@@ -80,6 +80,7 @@ class Trace:
     model_answered: str | None = None
     lane: str = ""
     edits: tuple[str, ...] = ()
+    affinity: Mapping[str, Any] | None = None  # what the conversation was bound to, and what a switch would cost
     attempts: list[Attempt] = field(default_factory=list)
     cache: str = "bypass"  # hit | miss | bypass | coalesced
     is_stored: bool = False  # this answer was put into the cache

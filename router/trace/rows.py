@@ -12,7 +12,16 @@ from typing import Any
 
 import orjson
 
-from router.trace.export import attempt_json, shown_attempt, span_json, started_at, time_s, usage_json, usd
+from router.trace.export import (
+    attempt_json,
+    shown_affinity,
+    shown_attempt,
+    span_json,
+    started_at,
+    time_s,
+    usage_json,
+    usd,
+)
 from router.trace.record import Trace
 
 MAX_TEXT = 2_000
@@ -80,6 +89,7 @@ def row_of(trace: Trace, *, is_thin: bool = False) -> tuple[Cell, ...]:
         None if is_thin or not trace.spans else _json(trace.spans[:MAX_ITEMS]),
         _json([attempt_json(attempt) for attempt in trace.attempts[:MAX_ITEMS]]) if trace.attempts else None,
         None if is_thin or trace.facts is None else _json(trace.facts),
+        None if is_thin or trace.affinity is None else _json(trace.affinity),
     )
 
 
@@ -90,7 +100,7 @@ def trace_json(cells: Sequence[Any]) -> dict[str, Any]:
         policy, revision, rule, task, model_asked, model_sent, model_answered, lane, cache, is_stored, price_version,
         cost_pusd, baseline_pusd, saved_pusd, _1, _2, _3, _4, _5, ttft_s, duration_s,
         overhead_s, status, stop_reason, outcome, error_type, error_code, labels, tags, edits, why, usage, spans,
-        attempts, facts,
+        attempts, facts, affinity,
     ) = cells  # fmt: skip
     return {
         "trace_id": trace_id,
@@ -117,6 +127,7 @@ def trace_json(cells: Sequence[Any]) -> dict[str, Any]:
         "model_answered": model_answered,
         "lane": lane,
         "edits": _read_list(edits),
+        "affinity": shown_affinity(_read(affinity)),
         "attempts": [shown_attempt(attempt) for attempt in _read_list(attempts)],
         "cache": cache,
         "is_stored": bool(is_stored),

@@ -57,6 +57,7 @@ COLUMNS = (
     "spans",
     "attempts",
     "facts",
+    "affinity",
 )
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -116,6 +117,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX traces_by_id ON traces (trace_id)",
         "CREATE INDEX traces_by_request ON traces (request_id) WHERE request_id IS NOT NULL",
     ),
+    ("ALTER TABLE traces ADD COLUMN affinity TEXT",),
 )
 
 

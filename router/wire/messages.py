@@ -27,6 +27,8 @@ MAX_MODEL_CHARS = 256
 
 _WHITESPACE = b" \t\n\r"
 _STRUCTURE = re.compile(rb'["{}\[\]]')
+# Possessive: no way back is kept for each escape, so time and memory are linear whatever the string holds.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _SCALAR_END = re.compile(rb"[,}\]\s]")
 
 
@@ -163,13 +165,9 @@ def _skip(raw: bytes, at: int) -> int:
 
 def _string_end(raw: bytes, at: int) -> int:
     """The offset behind the string literal that opens at `at`."""
-    while True:
-        at = raw.index(b'"', at + 1)
-        backslashes = at
-        while raw[backslashes - 1] == 0x5C:
-            backslashes -= 1
-        if (at - backslashes) % 2 == 0:
-            return at + 1
+    found = _STRING.match(raw, at)
+    assert found is not None  # in valid JSON every string has an end
+    return found.end()
 
 
 def _value_end(raw: bytes, at: int) -> int:

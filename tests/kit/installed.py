@@ -71,7 +71,7 @@ async def _start(*arguments: str, cwd: Path | None, settings: dict[str, str]) ->
     program = Path(sys.executable).with_name("router")
     command = [str(program)] if program.exists() else [sys.executable, "-m", "router.cli.main"]
     return await asyncio.create_subprocess_exec(
-        *command, *arguments, cwd=cwd, env=environment(**settings),
+        *command, *arguments, cwd=cwd, env=environment(**{"ROUTER_POLICY_HISTORY": "off", **settings}),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
 

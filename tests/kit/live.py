@@ -99,7 +99,7 @@ def live(folder: Path, *, latency: str = "none", policies: Path = REPOSITORY / "
         program("simulate", "--port", "0", "--latency", latency) as simulator,
         program(
             "serve", "--port", "0", "--admin-port", "0", "--upstream", simulator["simulator"],
-            "--policies", str(own), "--traces", f"sqlite:///{folder}/traces.db",
+            "--policies", str(own), "--traces", f"sqlite:///{folder}/traces.db", cwd=folder,
         ) as router,
     ):  # fmt: skip
         yield Live(simulator["simulator"], router["api"], router["admin"], folder)

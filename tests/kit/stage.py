@@ -33,7 +33,8 @@ from router.trace.sqlite import SqliteTraceReader
 # What the package ships is read once per process: reading it takes longer than most tests.
 _load_catalog = router.app.load_catalog
 _shipped_catalog = functools.cache(lambda: _load_catalog(None))
-router.app.load_catalog = lambda path: _load_catalog(path) if path else _shipped_catalog()
+_own = lambda catalog: catalog.with_models(catalog.models)  # a refresh must not reach the next test  # noqa: E731
+router.app.load_catalog = lambda path: _load_catalog(path) if path else _own(_shipped_catalog())
 router.app.shipped_classifier = functools.cache(router.app.shipped_classifier)
 
 WAIT_S = 10.0
@@ -242,6 +243,7 @@ async def stage(
                 "upstream_url": origin or upstream.origin,
                 "policies": str(folder / "policies"),
                 "traces": f"sqlite:///{folder}/traces.db",
+                "policy_history": "off",
                 **settings,
             }
             app = App(Settings(**made))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable
 from math import nan
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,7 +21,8 @@ from router.policy.check import compile_folder
 from router.policy.compile import CompiledPolicy, CompiledRule
 from router.policy.decide import NEEDS_LABEL, Decision, decide, explain
 from router.policy.store import read_folder
-from router.wire.messages import read_request
+from router.swap.check import can_serve
+from router.wire.messages import MessagesRequest, read_request
 
 Compile = Callable[[str], CompiledPolicy]
 POLICIES = Path(__file__).parents[2] / "policies"
@@ -137,6 +140,7 @@ worlds = st.fixed_dictionaries(
     {
         "requested_line": st.sampled_from([None, "haiku", "sonnet", "opus", "fable"]),
         "input_tokens": st.sampled_from([0, 90_000, 90_001, 10**6]),
+        "conversation": st.sampled_from(["new", "warm"]),
     }
 )
 labels = st.builds(
@@ -156,6 +160,97 @@ def test_hard_work_never_goes_down_unnoticed(catalog: Catalog, world: dict, labe
         assert is_easy
     if world["requested_line"] in ("opus", "fable") and not is_easy:
         assert lane == "as-asked"
+    is_hard = label is not None and (label.task in TASKS[7:11] or label.p_hard >= 0.5)
+    if world["conversation"] == "warm" and is_hard and not is_easy:  # also where it is bound to Haiku by now
+        assert decision.stick == "move"
+        assert lane == ("sonnet" if world["requested_line"] in ("haiku", "sonnet") else "as-asked")
+
+
+def test_only_a_new_long_request_is_decided_without_a_label(shipped: CompiledPolicy) -> None:
+    """The shipped policy asks the classifier wherever the answer can matter, and only there."""
+    for tokens, conversation, needed in ((90_001, "new", False), (90_000, "new", True), (90_001, "warm", True)):
+        decision = decide(shipped, Facts.given({"input_tokens": tokens, "conversation": conversation}))
+        assert (decision is NEEDS_LABEL) == needed
+
+
+@pytest.mark.parametrize(
+    "request_class", ["main", "subagent", "workflow", "compaction", "auxiliary", "side_reply", None]
+)
+@pytest.mark.parametrize("tokens", [10, 500_000])
+def test_the_policy_for_claude_code_never_asks_for_a_label(
+    catalog: Catalog, request_class: str | None, tokens: int
+) -> None:
+    """It goes by what the client says of itself; the main loop and what is very long always stay as asked."""
+    policy = compile_folder(read_folder(POLICIES), catalog=catalog, classify=by_words).policies["claude-code"]
+    decision = decide(policy, Facts.given({"request_class": request_class, "input_tokens": tokens}))
+    assert isinstance(decision, Decision)
+    moves = tokens == 10 and request_class in ("subagent", "workflow", "compaction", "auxiliary")
+    assert [lane.name for lane in decision.route] == (["haiku", "sonnet"] if moves else ["as-asked"])
+
+
+# What Claude Code 2.1 sends, as observed; the words are ours. Source: API sheet, section 17.
+CODE_BETAS = (
+    "claude-code-20250219", "interleaved-thinking-2025-05-14", "context-management-2025-06-27",
+    "per-turn-control-2026-07-01", "mid-conversation-tool-changes-2026-07-01", "thinking-token-count-2026-05-13",
+    "advanced-tool-use-2025-11-20", "effort-2025-11-24",
+)  # fmt: skip
+
+
+def code_request(model: str, **changes: Any) -> MessagesRequest:
+    mark = {"type": "ephemeral"}
+    body = {
+        "model": model,
+        "max_tokens": 128_000,
+        "stream": True,
+        "system": [
+            {"type": "text", "text": "one line", "cache_control": mark},
+            {"type": "text", "text": "how to work"},
+        ],
+        "tools": [
+            {"name": "Read", "description": "reads a file", "input_schema": {"type": "object"}},
+            {"name": "More", "description": "…", "input_schema": {"type": "object"}, "defer_loading": True},
+        ],
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "find the parser", "cache_control": mark}]},
+            {"role": "system", "content": "the working folder is x", "output_config": {"effort": "medium"}},
+        ],
+        "thinking": {"type": "adaptive", "display": "omitted"},
+        "output_config": {"effort": "medium"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        "metadata": {"user_id": "{}"},
+        **changes,
+    }
+    return read_request(json.dumps({name: value for name, value in body.items() if value is not None}).encode())
+
+
+BUDGET = {"type": "enabled", "budget_tokens": 31_999, "display": "omitted"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "is_strictly_taken"),
+    [
+        (code_request("claude-opus-5-5"), True),
+        (code_request("claude-sonnet-5-5"), True),
+        (code_request("claude-fable-5-2"), True),
+        (code_request("claude-sonnet-5", max_tokens=64_000, output_config={"effort": "high"}), True),
+        (code_request("claude-sonnet-4-5", max_tokens=32_000, thinking=BUDGET, output_config=None), False),
+    ],
+    ids=lambda value: value.model if isinstance(value, MessagesRequest) else "",
+)
+def test_haiku_can_serve_the_sub_agents_of_claude_code(
+    catalog: Catalog, request_: MessagesRequest, is_strictly_taken: bool
+) -> None:
+    """The lane that the policy names is one that can be had: strictly, or with the edits that the policy lists."""
+    policy = compile_folder(read_folder(POLICIES), catalog=catalog, classify=by_words).policies["claude-code"]
+    decision = decide(policy, Facts.given({"request_class": "subagent"}))
+    assert isinstance(decision, Decision)
+    haiku, asked = catalog.find(decision.route[0].model or ""), catalog.find(request_.model)
+    assert haiku is not None
+    for edits, is_taken in (((), is_strictly_taken), (decision.edits, True)):
+        verdict = can_serve(
+            request_, haiku, asked=asked, api_version="2023-06-01", betas=CODE_BETAS, input_tokens=15_000, edits=edits
+        )
+        assert verdict.is_ok == is_taken, verdict.reasons
 
 
 @given(worlds, st.none() | labels)

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
+from click import Context
 
+from router.affinity.binding import Binding
+from router.affinity.economics import switch_cost
+from router.catalog.lookup import Catalog
+from router.cli.policy import policy as policy_command
 from router.facts.vocabulary import FACTS
-from router.policy.grammar import LANES_FILE_KEYS, OPERATORS, POLICY_KEYS, RULE_KEYS, TEST_KEYS
+from router.policy.grammar import (
+    DEFAULT_TURNS,
+    LANES_FILE_KEYS,
+    OPERATORS,
+    POLICY_KEYS,
+    RULE_KEYS,
+    STICK,
+    SWAP,
+    TEST_KEYS,
+)
+from router.settings import Settings
+from router.swap.edits import EDITS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "policies.md").read_text(encoding="utf-8")
 KEYS = {spec.name for table in (POLICY_KEYS, RULE_KEYS, TEST_KEYS, LANES_FILE_KEYS) for spec in table}
 
 
@@ -23,3 +42,61 @@ def test_every_fact_and_operator_is_explained(name: str) -> None:
 def test_every_key_is_shown(key: str) -> None:
     """In the table of keys, or in an example."""
     assert f"`{key}`" in PAGE or f"{key}: " in PAGE or f"{key}:\n" in PAGE
+
+
+def test_every_edit_is_in_the_table_with_what_it_does() -> None:
+    """The table is the code's."""
+    for name, does in EDITS.items():
+        assert f"| `{name}` | {does} |" in PAGE
+
+
+@pytest.mark.parametrize("word", [*STICK, *SWAP])
+def test_every_word_of_stick_and_swap_is_explained(word: str) -> None:
+    """A value that may be written is a value that can be looked up."""
+    assert f"`{word}`" in PAGE
+    assert word not in STICK or f"| `{word}` |" in PAGE
+
+
+def test_every_shipped_policy_is_explained_and_begins_with_a_comment() -> None:
+    """For someone who has never seen the program: a row of the table, a header, a test for every rule."""
+    for path in (ROOT / "policies").glob("*.yaml"):
+        if path.name == "lanes.yaml":
+            continue
+        text = path.read_text(encoding="utf-8")
+        assert f"| `{path.stem}` |" in PAGE
+        assert sum(line.startswith("#") for line in text.splitlines()) >= 5
+        document = yaml.safe_load(text)
+        shown = {test["expect"].get("rule") for test in document["tests"]}
+        assert shown >= {rule["name"] for rule in document["rules"]}
+
+
+def test_the_worked_example_is_what_the_router_computes(catalog: Catalog) -> None:
+    """The sums of the page, to the last digit, and the turn at which the switch is earned back."""
+    opus = Binding("opus", "claude-opus-5-5", (), 20_000, 20_000, 300, 400, 0.0)
+    cost = switch_cost(opus, "claude-sonnet-5-5", catalog, now_s=10.0, turns=20)
+    assert cost is not None
+    for pusd in (cost.stay_first_pusd, cost.switch_first_pusd, cost.switch_later_pusd, cost.extra_pusd):
+        assert f"${pusd / 1e12:.4f}" in PAGE
+    assert f"by turn {cost.turns_to_earn}." in PAGE
+    few = switch_cost(opus, "claude-sonnet-5-5", catalog, now_s=10.0, turns=DEFAULT_TURNS)
+    assert few is not None
+    assert not few.is_earned
+    sonnet = Binding("sonnet", "claude-sonnet-5-5", (), 20_000, 20_000, 300, 400, 0.0)
+    at_once = switch_cost(sonnet, "claude-haiku-5-5", catalog, now_s=10.0, turns=DEFAULT_TURNS)
+    assert at_once is not None
+    assert at_once.turns_to_earn == 1
+
+
+def test_every_command_of_the_page_exists() -> None:
+    """And the folder of the history is called as in the settings."""
+    named = set(re.findall(r"`router policy ([a-z]+)", PAGE)) | set(re.findall(r"\$ router policy ([a-z]+)", PAGE))
+    assert named <= set(policy_command.list_commands(Context(policy_command)))
+    assert named >= {"check", "test", "facts", "schema", "fmt", "diff", "history", "rollback", "explain"}
+    assert f"`{Settings().policy_history}`" in PAGE
+
+
+def test_the_counts_of_the_page_are_those_of_the_folder(catalog: Catalog) -> None:
+    """`router policy check` prints as many policies and tests as the page shows."""
+    policies = sorted(path.stem for path in (ROOT / "policies").glob("*.yaml") if path.name != "lanes.yaml")
+    tests = sum(len(yaml.safe_load((ROOT / "policies" / f"{name}.yaml").read_text())["tests"]) for name in policies)
+    assert re.search(rf"ok: {', '.join(policies)} at revision [0-9a-f]{{12}}, {tests} tests passed", PAGE)

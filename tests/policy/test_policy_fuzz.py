@@ -84,5 +84,6 @@ def test_a_policy_cut_anywhere_never_says_something_else(catalog: Catalog) -> No
                 "long-context",
                 "structured-work",
                 "hard-work",
+                "hard-work-above",
                 "otherwise",
             ]

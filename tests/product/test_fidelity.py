@@ -44,7 +44,7 @@ async def test_a_thousand_requests_cross_unchanged(request: pytest.FixtureReques
     moved = 0
     async with upstream.running():
         arguments = ["--upstream", upstream.address, "--policies", str(REPOSITORY / "policies"), "--traces", "off"]
-        with program("serve", "--port", "0", "--admin-port", "0", *arguments) as router:
+        with program("serve", "--port", "0", "--admin-port", "0", *arguments, cwd=tmp_path) as router:
             queue = iter(jobs)
 
             async def one_after_another() -> int:

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.catalog_file import load_catalog
+from router.swap.adapt import adapted
 from router.swap.check import Verdict, can_serve
+from router.swap.edits import EDITS
 from router.wire.messages import read_request
 
 CATALOG = load_catalog()
@@ -280,8 +282,8 @@ def test_an_alias_and_its_dated_id_are_one_model():
 
 SAMPLING = [
     # body, version, takers among (HAIKU_5_5, OPUS_5_5, OPUS_4_7, SONNET_4_6, OPUS_4_5, HAIKU_4_5)
-    ({"temperature": 1}, OLD, {HAIKU_5_5, OPUS_5_5, OPUS_4_7, SONNET_4_6, OPUS_4_5, HAIKU_4_5}),
-    ({"temperature": 1.0}, OLD, {HAIKU_5_5, OPUS_5_5, OPUS_4_7, SONNET_4_6, OPUS_4_5, HAIKU_4_5}),
+    ({"temperature": 1}, OLD, {HAIKU_5_5, SONNET_4_6, OPUS_4_5, HAIKU_4_5}),  # on the others pages disagree
+    ({"temperature": 1.0}, OLD, {HAIKU_5_5, SONNET_4_6, OPUS_4_5, HAIKU_4_5}),
     ({"temperature": 0}, OLD, {SONNET_4_6, OPUS_4_5, HAIKU_4_5}),
     ({"temperature": True}, OLD, {SONNET_4_6, OPUS_4_5, HAIKU_4_5}),
     ({"top_p": 0.99}, OLD, {HAIKU_5_5, SONNET_4_6, OPUS_4_5, HAIKU_4_5}),
@@ -307,6 +309,13 @@ SAMPLING = [
 def test_sampling_follows_the_api_version(body, version, takers, target):
     """2023-06-01: default only on 4.7 and later, with Haiku's own rule for `top_p`; later versions: never."""
     assert check(target, version=version, **body).is_ok == (target in takers)
+
+
+def test_the_default_temperature_moves_between_models_of_one_rule():
+    """Whether it passes on 4.7 and later is an open point, so the model asked for must be in the same doubt."""
+    assert check(OPUS_5_5, asked=SONNET_5_5, version=OLD, temperature=1).is_ok
+    assert not check(OPUS_5_5, asked=SONNET_4_6, version=OLD, temperature=1).is_ok
+    assert not check(OPUS_5_5, asked=SONNET_5_5, version=OLD, temperature=0).is_ok
 
 
 @pytest.mark.parametrize("asked", COLUMNS)
@@ -516,6 +525,10 @@ shapes = st.recursive(
     max_leaves=8,
 )
 fields = st.sampled_from(FIELDS)
+SENSIBLE = (
+    {"type": "adaptive"}, {"type": "enabled", "budget_tokens": 1024}, {"type": "disabled"}, {"type": "between_tools"},
+    {"effort": "max"}, {"effort": "low", "task_budget": {"total": 5}}, "fast", "auto", 0.3, 1,
+)  # fmt: skip
 
 
 @given(
@@ -534,5 +547,31 @@ def test_no_odd_type_breaks_the_check(body, contents, target, asked):
     request = read_request(json.dumps({"model": "m", "messages": [{"role": "user"}]}).encode(), needs_max_tokens=False)
     request = type(request)(request.raw, parsed, parsed["model"], request.model_span, False, False)
     model = CATALOG.find(asked) if asked else None
-    verdict = can_serve(request, CATALOG.find(target), asked=model, api_version=OLD, betas=(), input_tokens=9)
-    assert isinstance(verdict.is_ok, bool)
+    for edits, producers in (((), ()), (tuple(EDITS), (HAIKU_5_5,))):
+        verdict = can_serve(
+            request, CATALOG.find(target), asked=model, api_version=OLD, betas=(), input_tokens=9,
+            producers=producers, edits=edits,
+        )  # fmt: skip
+        assert isinstance(verdict.is_ok, bool)
+
+
+@given(
+    st.dictionaries(fields, shapes | st.sampled_from(SENSIBLE), max_size=5),
+    st.integers(0, 200_000),
+    st.sampled_from(COLUMNS),
+    st.sampled_from([None, *COLUMNS]),
+    st.booleans(),
+)
+def test_an_adapted_request_is_taken_strictly(body, max_tokens, target, asked, is_compact):
+    """Law: what comes out of the edits needs no edit: the strict check takes it, for any body there is."""
+    plain = {"messages": [{"role": "user", "content": "hi"}], "model": asked or "auto"}
+    text = json.dumps({**body, "max_tokens": max_tokens, **plain}, separators=(",", ":") if is_compact else None)
+    request = read_request(text.encode())
+    model, other = CATALOG.find(target), CATALOG.find(asked) if asked else None
+    verdict = can_serve(
+        request, model, asked=other, api_version=OLD, betas=(), input_tokens=9, edits=tuple(EDITS)
+    )  # fmt: skip
+    if verdict.is_ok:
+        new = adapted(request, verdict.edits)
+        assert new.model == request.model
+        assert can_serve(new, model, asked=other, api_version=OLD, betas=(), input_tokens=9) == Verdict(())

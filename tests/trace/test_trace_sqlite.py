@@ -454,7 +454,9 @@ def test_migrations_are_applied_once_and_a_newer_file_is_left_alone(path: Path) 
     """Doing it again changes nothing; two versions of the router may share one file."""
     connection = sqlite3.connect(path, isolation_level=None)
     assert migrate(connection, 1) == migrate(connection, 2) == len(MIGRATIONS)
-    assert connection.execute("SELECT version, applied_at_ns FROM trace_schema_version").fetchall() == [(1, 1)]
+    assert connection.execute("SELECT version, applied_at_ns FROM trace_schema_version").fetchall() == [
+        (number, 1) for number in range(1, len(MIGRATIONS) + 1)
+    ]
     connection.execute("ALTER TABLE traces ADD COLUMN from_the_future TEXT")
     connection.execute("INSERT INTO trace_schema_version VALUES (99, 3)")
     assert migrate(connection, 4) == 99

@@ -256,6 +256,9 @@ function route() {
   else closePanel(false);
 }
 
-ask("/policy").then((status) => { $("revision").textContent = status.revision ? `policy ${String(status.revision).slice(0, 12)}` : ""; }).catch(() => {});
+ask("/policy").then((status) => {
+  $("revision").textContent = status.revision ? `policy ${String(status.revision).slice(0, 12)}${status.is_current ? "" : " · the folder on disk is refused"}` : "";
+  $("revision").title = status.last_error || (status.warnings ?? []).join("\n");
+}).catch(() => {});
 route();
 reload();

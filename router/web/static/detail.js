@@ -81,10 +81,23 @@ function why(trace) {
     h("p.quietly", {}, "policy ", h("code", {}, `${trace.policy}@${trace.revision}`), trace.rule ? " · rule " : "", trace.rule && h("code", {}, trace.rule)),
     trace.why.length > 0 && h("ol.why", {}, trace.why.map((reason) => h("li", {}, marked(reason)))),
     trace.edits.length > 0 && h("p", {}, "edits: ", trace.edits.join(", ")),
+    conversation(trace.affinity),
     labels.length > 0 && h("div.labels", {}, labels.map(([name, value]) =>
       typeof value === "number"
         ? h("div.label", {}, h("span", {}, name.replaceAll("_", " ")), h("i.meter", { vars: { at: `${Math.min(1, Math.max(0, value)) * 100}%` } }), h("b", {}, value.toFixed(2)))
         : h("div.label", {}, h("span", {}, name), h("b.wide", {}, String(value))))),
+  );
+}
+
+function conversation(affinity) {
+  if (!affinity) return null;
+  const told = [`${affinity.kept ? "kept" : "not kept"}: bound to `, lane(affinity.lane), ` with ${count(affinity.prefix_tokens)} tokens so far`];
+  const cost = affinity.switch;
+  if (!cost) return h("p.quietly", {}, "conversation ", ...told);
+  return h("div", {},
+    h("p.quietly", {}, "conversation ", ...told),
+    h("p.quietly", {}, `next turn: staying ${dollars(cost.stay_first_usd)}, ${cost.to_model} ${dollars(cost.switch_first_usd)}; each later turn: ${dollars(cost.stay_later_usd)} against ${dollars(cost.switch_later_usd)} (estimates from the last turn; `
+      + (cost.turns_to_earn === null ? `not earned back within ${cost.turns_allowed} turns)` : `earned back by turn ${cost.turns_to_earn})`)),
   );
 }
 

@@ -1,0 +1,164 @@
+"""Recorded requests out of the trace store, in the order of their start, for `router policy diff`.
+
+Made for a million of them: only the columns that are needed, in pages, each of them a question of its own, so that the
+writer's checkpoints are never held back and memory holds one page. Requests that arrive meanwhile are left out.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from math import nan
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+
+from router.classify.label import Label
+from router.errors import TraceStoreError
+from router.facts.vocabulary import LABEL_FACTS
+from router.policy.forecast import Recorded
+from router.trace.money import METERED_SQL
+from router.usage import Iteration, Tokens, Usage
+
+PAGE = 5_000
+_COLUMNS = (
+    *("started_at_ns", "trace_id", "seq", "coalesce(conversation, '')", "policy", "model_asked", "model_sent"),
+    *("coalesce(model_answered, '')", "cache", "outcome = 'ok' AND status < 400", "cost_pusd", "baseline_pusd"),
+    *("input_tokens", "cache_read_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens", "output_tokens"),
+    *("labels", "coalesce(instr(why, '\"the client asked for '), 0)", "usage", "facts"),
+)
+_MOST_KEPT = 1_000
+
+
+def scan(path: Path, *, since_ns: int = 0, policy: str | None = None) -> Iterator[tuple[int, list[Recorded]]]:
+    """Pages of recorded Messages requests since `since_ns`, those of one policy if named, oldest first.
+
+    Each page comes with the number of traces in the store that it brings us past, of all endpoints; the first page is
+    empty and its number is how many there are. Raises TraceStoreError when the store is missing or unreadable.
+    """
+    if not path.exists():
+        raise TraceStoreError(
+            f"there is no trace store at `{path}`",
+            hint="start `router serve`, or name the store with `--traces sqlite:///FILE`",
+        )
+    try:
+        with closing(
+            sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=5.0, isolation_level=None)
+        ) as connection:
+            yield from _pages(connection, since_ns, policy)
+    except sqlite3.Error as error:
+        raise TraceStoreError(
+            f"the trace store `{path}` cannot be read: {error}",
+            hint="a broken store is set aside when the router next writes to it",
+        ) from error
+
+
+def _pages(connection: sqlite3.Connection, since_ns: int, policy: str | None) -> Iterator[tuple[int, list[Recorded]]]:
+    newest = connection.execute("SELECT coalesce(max(seq), 0) FROM traces").fetchone()[0]
+    count = connection.execute("SELECT count(*) FROM traces WHERE started_at_ns >= ?", (since_ns,)).fetchone()[0]
+    yield count, []
+    where, values = f"{METERED_SQL} AND seq <= ?", [newest]
+    if policy is not None:
+        where, values = f"{where} AND policy = ?", [*values, policy]
+    sql = (
+        f"SELECT {','.join(_COLUMNS)} FROM traces WHERE (started_at_ns, trace_id, seq) > (?, ?, ?) AND {where}"  # noqa: S608 - constants of the house
+        f" ORDER BY started_at_ns, trace_id, seq LIMIT {PAGE}"
+    )
+    reader = _Reader()
+    after: tuple[int, str, int] = (since_ns, "", -1)
+    while True:
+        rows = connection.execute(sql, (*after, *values)).fetchall()
+        if rows:
+            yield len(rows), [reader.recorded(row) for row in rows]
+        if len(rows) < PAGE:
+            return
+        after = rows[-1][:3]
+
+
+class _Reader:
+    """Rows into values; what comes again and again is read once."""
+
+    def __init__(self) -> None:
+        self._tails: dict[str, tuple[Any, ...]] = {}
+
+    def recorded(self, row: tuple[Any, ...]) -> Recorded:
+        (
+            started_at_ns, _, _, conversation, policy, model_asked, model_sent, model_answered, cache, is_ok, cost,
+            baseline, input_, read, five_minutes, one_hour, output, labels, asked_at, usage_json, facts,
+        ) = row  # fmt: skip
+        label, lacking = _label(labels)
+        usage = None
+        if input_ is not None:
+            usage = self._usage(Tokens(input_, read, five_minutes, one_hour, output), usage_json)
+        is_hit = cache == "hit" or (cache == "coalesced" and cost == 0)
+        return Recorded(
+            started_at_ns / 1e9,
+            conversation,
+            policy,
+            model_asked,
+            model_sent,
+            model_answered,
+            is_hit,
+            bool(is_ok) and (usage is not None or is_hit),
+            asked_at > 0,
+            cost,
+            baseline,
+            usage,
+            label,
+            lacking,
+            _object(facts),
+        )
+
+    def _usage(self, tokens: Tokens, text: str | None) -> Usage:
+        """The usage of a trace; what its JSON says beyond the counts is nearly always the same few words."""
+        at = -1 if text is None else text.find('"web_searches"')
+        if text is None or at < 0:
+            return Usage(tokens)
+        tail = text[at:]
+        rest = self._tails.get(tail)
+        if rest is None:
+            document = _object(text) or {}
+            rest = (
+                document.get("web_searches") or 0,
+                tuple(_iteration(entry) for entry in document.get("iterations") or ()),
+                document.get("service_tier"),
+                document.get("geo"),
+                document.get("speed"),
+            )
+            if len(self._tails) < _MOST_KEPT:
+                self._tails[tail] = rest
+        searches, iterations, tier, geo, speed = rest
+        return Usage(tokens, 0, searches, iterations, tier, geo, speed)
+
+
+def _iteration(entry: dict[str, Any]) -> Iteration:
+    names = ("input_tokens", "cache_read_input_tokens", "cache_write_5m", "cache_write_1h", "output_tokens")
+    return Iteration(entry["type"], entry["model"], Tokens(*(entry[name] for name in names)))
+
+
+def _label(text: str | None) -> tuple[Label | None, tuple[str, ...]]:
+    """The label of a trace, and the names that it leaves out."""
+    labels = _object(text)
+    if labels is None:
+        return None, ()
+    get = labels.get
+    task, difficulty, confidence, p_hard = get("task"), get("difficulty"), get("confidence"), get("p_hard")
+    if isinstance(task, str) and difficulty is not None and confidence is not None and p_hard is not None:
+        return Label(task, difficulty, confidence, p_hard), ()
+    lacking = tuple(name for name in LABEL_FACTS if labels.get(name) is None)
+    numbers = (nan if value is None else value for value in (difficulty, confidence, p_hard))
+    return Label(task or "", *numbers), lacking
+
+
+def _object(text: str | None) -> dict[str, Any] | None:
+    """A JSON object; None for no text, and for what is none (a record that was cut says so in another form)."""
+    if text is None:
+        return None
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
