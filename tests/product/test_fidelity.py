@@ -30,7 +30,7 @@ STREAM = (
 
 
 @pytest.mark.anyio
-async def test_a_thousand_requests_cross_unchanged(request: pytest.FixtureRequest) -> None:
+async def test_a_thousand_requests_cross_unchanged(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Each sent plain and streamed; with `--requests FILE` every labelled request of the file instead of the sample."""
     file = request.config.getoption("--requests")
     found = list(labelled(Path(file)) if file else bodies(seed=20261122, count=1000))
