@@ -505,4 +505,4 @@ async def test_a_link_that_is_closed_fails_and_leaves_nothing(redis_server: Redi
     redis_server.thaw()
     async with asyncio.timeout(5):  # the server sees a closed connection when it next looks
         while redis_server.say("CLIENT", "LIST").count(b" addr=127.0.0.1:") != 1:  # the one that lists
-            await asyncio.sleep(0)
+            pass

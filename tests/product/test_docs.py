@@ -200,7 +200,8 @@ def test_each_header_of_the_router_is_documented() -> None:
 
 def test_the_metrics_table_is_the_code() -> None:
     """Every metric family that is served stands in the operations page with its type, and no other."""
-    gauges = {"upstream_pool": dict, "cache": dict, "traces": dict}
+    names = ("upstream_pool", "cache", "affinity", "redis", "policies", "models_refresh", "traces")
+    gauges = dict.fromkeys(names, dict)
     sink = MetricsSink(gauges=gauges, revision=lambda: "r1")
     sink.write(Trace("0" * 32, 0))
     served = dict(re.findall(r"^# TYPE (\w+) (\w+)$", sink.render().decode(), re.MULTILINE))
