@@ -85,5 +85,6 @@ def test_a_policy_cut_anywhere_never_says_something_else(catalog: Catalog) -> No
                 "structured-work",
                 "hard-work",
                 "hard-work-above",
+                "in-between",
                 "otherwise",
             ]
