@@ -66,7 +66,7 @@ def main() -> None:
     figures["default policy, hard label"] = best_us(lambda: decide(shipped, short, hard))
     decision = decide(shipped, short, easy)
     assert isinstance(decision, Decision)
-    binding = Binding("sonnet", "claude-sonnet-5-5", ("claude-sonnet-5-5",), 20_000, 19_000, 300, 400, 1000.0)
+    binding = Binding("sonnet", "claude-sonnet-5-5", 20_000, 19_000, 300, 400, 1000.0)
 
     def kept() -> object:
         return hold(

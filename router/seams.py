@@ -5,7 +5,7 @@ The flow (`serve/*`) knows only these; `app` joins them to the adapters. Failure
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -110,13 +110,19 @@ class CacheBackend(Protocol):
 class AffinityStore(Protocol):
     """Where conversations are remembered. A failure is a conversation not remembered, counted by the store.
 
-    Nothing is raised to the flow, and neither call takes longer than the store's own small time limit. Keys are
-    `affinity.binding.binding_key`.
+    Nothing is raised to the flow. What is put is known here at once, and shared soon after; nobody waits for that. What
+    is asked takes no longer than the store's own small time limit. `get` takes keys of `affinity.binding.binding_keys`
+    and gives the first binding found; `put` with `is_only_first` leaves what is there. `thinkers` gives the models
+    behind keys of `affinity.thinking`, each once, and () when one of them is not known.
     """
 
-    async def get(self, key: str) -> Binding | None: ...
+    async def get(self, keys: Sequence[str]) -> Binding | None: ...
 
-    async def put(self, key: str, binding: Binding) -> None: ...
+    def put(self, key: str, binding: Binding, *, is_only_first: bool = False) -> None: ...
+
+    async def thinkers(self, keys: Sequence[str]) -> tuple[str, ...]: ...
+
+    def put_thinkers(self, keys: Sequence[str], model: str) -> None: ...
 
     def stats(self) -> Mapping[str, int]: ...
 

@@ -41,10 +41,13 @@ def hold(
     lanes: Mapping[str, Lane],
     catalog: Catalog,
     now_s: float,
+    is_always_priced: bool = True,
 ) -> Hold:
     """Whether the conversation stays where it is bound, by the decision's `stick`.
 
-    `wanted` is the model that the decision's first lane stands for, `asked` the one that `as-asked` stands for.
+    `wanted` is the model that the decision's first lane stands for, `asked` the one that `as-asked` stands for. Unless
+    `is_always_priced`, a switch is priced only where the lane depends on it (`stick: economic`): for callers who want
+    the lane and neither the arithmetic nor the sentence about it.
     """
     if binding is None or decision.stick == "none" or decision.deny is not None:
         return _NOTHING
@@ -54,7 +57,9 @@ def hold(
         return _NOTHING  # the same model, or a lane that an edit of the policies has taken away
     if _identity(lane.model or asked, catalog) != bound_id:
         return _NOTHING  # the lane stands for another model now
-    cost = switch_cost(binding, wanted, catalog, now_s=now_s, turns=decision.turns)
+    cost = None
+    if is_always_priced or decision.stick == "economic":
+        cost = switch_cost(binding, wanted, catalog, now_s=now_s, turns=decision.turns)
     lane_wanted = decision.route[0].name
     if decision.stick == "move":
         return Hold(None, f"the conversation moves from lane `{lane.name}` to `{lane_wanted}`", cost)

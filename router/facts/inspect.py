@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, fields
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from router.facts.language import code_share, joined_text, language_of, last_user_text
+from router.facts.identity import SESSION_HEADER, conversation_key, first_turn_key
+from router.facts.language import code_share, language_of, last_user_text
 from router.facts.vocabulary import FACTS, HEADER_PREFIX, LABEL_FACTS, SECRET_HEADERS
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ _TOKENS_PER_PAGE = 2000  # a PDF page is billed as text and as an image
 _BYTES_PER_PAGE = 75_000  # of base64: an ordinary text page with a figure
 _TOKENS_FOR_TOOLS = 350  # the hidden prompt that comes with any tool
 _EDGE_CHARS = 2000  # how much of each end of a text the reading facts look at
-_KEY_CHARS = 16_384  # how much of each end of a text enters the conversation key
 RECORDED_CHARS = 100  # how much of a text that the client chose enters a trace, and of how many in a list
 RECORDED_ITEMS = 50
 _THINKING = frozenset({None, *FACTS["thinking"].values})
@@ -114,8 +114,13 @@ class Facts:
         system prompt, tool names and first user turn; always within one tenant.
         """
         if self._conversation_key is None:
-            self._conversation_key = _conversation_key(self)
+            self._conversation_key = conversation_key(self.tenant, self.headers, self.tool_names, self._body)
         return self._conversation_key
+
+    @property
+    def session_turn_key(self) -> str | None:
+        """What tells the conversations of one session apart; None where the client names no session."""
+        return first_turn_key(self._body) if self.headers.get(SESSION_HEADER) else None
 
     def get(self, name: str) -> Any:
         """The value of a fact by name; None when it is absent, unknown, or a label."""
@@ -373,24 +378,6 @@ def client_family(user_agent: str) -> str:
     if user_agent.startswith("Anthropic/JS"):
         return "ts-sdk"
     return "curl" if user_agent.startswith("curl/") else "other"
-
-
-def _conversation_key(facts: Facts) -> str:
-    parts = [facts.tenant]
-    session = facts.headers.get("x-claude-code-session-id")
-    if session:
-        parts += ["session", session, facts.headers.get("x-claude-code-agent-id", "")]
-    else:
-        body = facts._body
-        messages = body.get("messages")
-        first: Mapping[str, Any] = (
-            next((m for m in messages if m.get("role") == "user"), {}) if isinstance(messages, list) else {}
-        )
-        parts += ["text", joined_text(body.get("system"), _KEY_CHARS), *facts.tool_names]
-        parts += ["first", joined_text(first.get("content"), _KEY_CHARS)]
-    encoded = [part.encode("utf-8", "surrogatepass") for part in parts]
-    lengths = ",".join([str(len(data)) for data in encoded])  # so that no two lists of parts run into the same bytes
-    return blake2b(b"".join([lengths.encode(), b";", *encoded]), digest_size=16).hexdigest()
 
 
 def _text_field(mapping: object, name: str) -> str | None:

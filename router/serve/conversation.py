@@ -1,10 +1,14 @@
-"""What the flow remembers of conversations: asked before the route is made, told after an answer was served."""
+"""What the flow remembers of conversations: asked before the route is made, told as an answer reaches its end.
+
+It is told before the last bytes go to the client, because a client may send its next turn the moment it has them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 
 from router.affinity.binding import bound
+from router.affinity.thinking import thinker_key
 from router.catalog.lookup import Catalog
 from router.seams import AffinityStore, Binding
 from router.serve.exchange import Exchange
@@ -12,41 +16,57 @@ from router.serve.plan import Plan, Understood
 from router.usage import Usage
 
 
-async def recall(exchange: Exchange, store: AffinityStore | None, understood: Understood) -> Binding | None:
-    """The binding of a request's conversation; None for a new one, an unknown one, or when nothing is remembered."""
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """What is known of a conversation: where it is bound, and who thought what it carries (nobody: not known)."""
+
+    binding: Binding | None = None
+    thinkers: tuple[str, ...] = ()
+
+
+_NOTHING = Recalled()
+
+
+async def recall(exchange: Exchange, store: AffinityStore | None, understood: Understood) -> Recalled:
+    """What is remembered of a request's conversation; nothing for one that has no answer in it yet."""
     if store is None or understood.is_new:
-        return None
+        return _NOTHING
     started_s = exchange.clock.now_s()
-    binding = await store.get(understood.binding_key())
+    binding = await store.get(understood.binding_keys())
+    blocks = understood.thinking_keys()
+    thinkers = await store.thinkers(blocks) if blocks else ()
     exchange.span("affinity", started_s)
-    return binding
+    return Recalled(binding, thinkers)
 
 
-async def remember(
-    exchange: Exchange, store: AffinityStore | None, plan: Plan, catalog: Catalog, usage: Usage | None
+def remember(
+    exchange: Exchange,
+    store: AffinityStore | None,
+    plan: Plan,
+    catalog: Catalog,
+    usage: Usage | None,
+    answered: str | None = None,
+    signatures: tuple[str, ...] = (),
 ) -> None:
-    """Bind the conversation to what has just answered. `usage` None: a replay, which warms nothing.
+    """Bind the conversation to what has just answered, and note who thought. Does not wait.
 
-    A rule that says `stick: none` binds nothing, but who answered is kept all the same: later turns carry what it
-    thought.
+    `usage` None: a replay, which warms nothing. `answered` is the model that says it answered, `signatures` those of
+    its thinking blocks. A rule that says `stick: none` binds nothing.
     """
     if store is None:
         return
     trace, before = exchange.trace, plan.binding
+    if signatures:
+        model = catalog.find(answered or trace.model_sent)
+        name = answered or trace.model_sent if model is None else model.id
+        tenant = exchange.incoming.tenant
+        store.put_thinkers([thinker_key(tenant, signature) for signature in signatures], name)
+    if plan.decision.stick == "none":
+        return
     # The prompt cache counts from the start of the request that wrote or read it. Source: fact sheet, section 5
     sent_s = trace.started_at_ns / 1e9 + (trace.attempts[-1].started_s if trace.attempts else 0.0)
-    model = catalog.find(trace.model_answered or trace.model_sent)
-    answered = trace.model_answered or trace.model_sent if model is None else model.id
-    after = bound(
-        before,
-        is_first=plan.understood.is_new,
-        lane=trace.lane,
-        model=trace.model_sent,
-        answered=answered,
-        usage=usage,
-        now_s=sent_s,
-    )
-    if plan.decision.stick == "none":
-        kept = before if before is not None else replace(after, lane="", prefix_tokens=0, cached_tokens=0)
-        after = replace(kept, producers=after.producers)
-    await store.put(plan.understood.binding_key(), after)
+    after = bound(before, lane=trace.lane, model=trace.model_sent, usage=usage, now_s=sent_s)
+    own, *session = plan.understood.binding_keys()
+    store.put(own, after)
+    for key in session:  # a first turn in a session may be a side request: it does not take the session along
+        store.put(key, after, is_only_first=plan.understood.is_new)

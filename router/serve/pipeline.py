@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from router.affinity.thinking import answered_signatures
 from router.catalog.lookup import Catalog
 from router.errors import ClientGone, UpstreamBroken, UpstreamTimeout, error_body
 from router.seams import AffinityStore, CacheBackend, CacheEntry, Deadlines, TraceSink, Upstream, UpstreamCall
@@ -23,7 +24,7 @@ from router.serve.headers import RawHeaders, downstream_headers, first, header_v
 from router.serve.ledger import book
 from router.serve.plan import Plan, Planner
 from router.serve.relay import RawRelay, Relay, StreamRelay, collect
-from router.usage import Usage, UsageMeter
+from router.usage import UsageMeter
 
 MAX_PLAIN_ANSWER = 32 * 1024 * 1024  # bytes of a plain answer held to be metered; a larger one is passed on unmetered
 MAX_READ_IN_LOOP = 128 * 1024  # bytes of a request body that are read without a thread: a millisecond or so
@@ -110,11 +111,13 @@ class Pipeline:
         planner, affinity = self._parts.planner, self._parts.affinity
         if len(exchange.incoming.body) <= MAX_READ_IN_LOOP:
             understood = planner.understand(exchange, needs_max_tokens=needs_max_tokens)
-            binding = await recall(exchange, affinity, understood)
-            return planner.plan(exchange, understood, binding, self._parts.wall_clock())
+            known = await recall(exchange, affinity, understood)
+            return planner.plan(exchange, understood, known.binding, known.thinkers, self._parts.wall_clock())
         understood = await asyncio.to_thread(planner.understand, exchange, needs_max_tokens=needs_max_tokens)
-        binding = await recall(exchange, affinity, understood)
-        return await asyncio.to_thread(planner.plan, exchange, understood, binding, self._parts.wall_clock())
+        known = await recall(exchange, affinity, understood)
+        return await asyncio.to_thread(
+            planner.plan, exchange, understood, known.binding, known.thinkers, self._parts.wall_clock()
+        )
 
     async def finish(self, exchange: Exchange) -> None:
         """Close the books of one request, after its last byte or the lack of it; the trace goes to every sink."""
@@ -152,7 +155,7 @@ class Pipeline:
         if plan.request.is_streaming:
             trace.ttft_s = exchange.clock.now_s()
         book(exchange.trace, self._parts.catalog, is_hit=True)
-        exchange.after_last_byte = lambda: self._remember(exchange, plan, None)
+        remember(exchange, self._parts.affinity, plan, self._parts.catalog, None)
         age_s = max(0, int(self._parts.wall_clock() - entry.stored_at_ns / 1e9))
         request_id = (trace.request_id or "").encode()
         headers = [*entry.headers, (b"request-id", request_id), (b"age", str(age_s).encode())]
@@ -197,6 +200,7 @@ class Pipeline:
             headers = _without_length(headers)  # an error event may have to follow
             keep = plan.decision.cache.max_bytes if plan.cache_key and plan.decision.cache else 0
             stream = StreamRelay(exchange, reply, answer.attempt, meter, keep)
+            stream.on_stop = lambda signatures: self._remember(exchange, plan, meter, signatures)
             exchange.after_last_byte = lambda: self._finish_stream(exchange, plan, answer, meter, stream, headers)
             return Outgoing(answer.status, self._headers(exchange, headers), None, stream)
         body, is_whole = await self._body(exchange, answer)
@@ -211,12 +215,12 @@ class Pipeline:
         meter.message(payload)
         self._meter(exchange, answer, meter)
         await self._store(exchange, plan, answer, headers, body)
-        exchange.after_last_byte = lambda: self._remember(exchange, plan, exchange.trace.usage)
+        self._remember(exchange, plan, meter, answered_signatures(payload.get("content")))
         return Outgoing(answer.status, self._headers(exchange, headers, is_plain=True), body)
 
-    async def _remember(self, exchange: Exchange, plan: Plan, usage: Usage | None) -> None:
+    def _remember(self, exchange: Exchange, plan: Plan, meter: UsageMeter, signatures: tuple[str, ...]) -> None:
         parts = self._parts
-        await remember(exchange, parts.affinity, plan, parts.catalog, usage)
+        remember(exchange, parts.affinity, plan, parts.catalog, meter.usage(), meter.model, signatures)
 
     def _head(self, exchange: Exchange, answer: Answer) -> RawHeaders:
         """Note how the answer begins; its headers for the client. Raises UpstreamBroken for a redirect.
@@ -295,8 +299,6 @@ class Pipeline:
         self._meter(exchange, answer, meter)
         if (kept := stream.kept) is not None:
             await self._store(exchange, plan, answer, headers, kept)
-        if stream.is_complete:
-            await self._remember(exchange, plan, exchange.trace.usage)
 
     def _meter(self, exchange: Exchange, answer: Answer, meter: UsageMeter) -> None:
         """Note what the answer says of itself, and what it cost."""

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from router.affinity.binding import binding_key
+from router.affinity.binding import binding_keys
+from router.affinity.thinking import thinking_keys
 from router.cache.key import cache_key
 from router.catalog.lookup import Catalog
 from router.errors import DeniedByPolicy, UnknownTarget
@@ -57,9 +58,16 @@ class Understood:
         """Whether the conversation has no answer in it yet."""
         return self.facts.conversation == "new"
 
-    def binding_key(self) -> str:
+    def binding_keys(self) -> tuple[str, ...]:
         """Where the conversation's binding is kept."""
-        return binding_key(self.facts)
+        return binding_keys(self.facts)
+
+    def thinking_keys(self) -> tuple[str, ...]:
+        """Where the producers of its thinking blocks are kept; none without such a block, or when not all can be told."""
+        raw = self.request.raw
+        if b"thinking" not in raw:
+            return ()
+        return thinking_keys(self.facts.tenant, self.request.body) or ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +128,23 @@ class Planner:
             raise DeniedByPolicy(decision.deny)
         return Understood(request, caller, facts, policies, decision)
 
-    def plan(self, exchange: Exchange, understood: Understood, binding: Binding | None, now_s: float) -> Plan:
-        """The plan of a request whose conversation has this binding; `now_s` is Unix time.
+    def plan(
+        self,
+        exchange: Exchange,
+        understood: Understood,
+        binding: Binding | None,
+        thinkers: tuple[str, ...],
+        now_s: float,
+    ) -> Plan:
+        """The plan of a request whose conversation has this binding and the thinking of these models.
+
+        `now_s` is Unix time.
 
         Raises UnknownTarget when the client names a lane that is not there.
         """
         request, caller = understood.request, understood.caller
         started_s = exchange.clock.now_s()
-        router = Router(exchange, understood.policies, self.catalog, request, understood.facts, caller)
+        router = Router(exchange, understood.policies, self.catalog, request, understood.facts, caller, thinkers)
         decision = router.named(understood.decision) or router.held(understood.decision, binding, now_s)
         trace = exchange.trace
         trace.why = decision.why

@@ -8,10 +8,12 @@ clean end for a complete answer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import orjson
 
+from router.affinity.thinking import MAX_BLOCKS, answered_signatures
 from router.errors import ClientGone, RouterError, StreamCut, UpstreamBroken, UpstreamTimeout, error_body
 from router.seams import UpstreamReply
 from router.serve.exchange import Exchange
@@ -21,6 +23,9 @@ from router.wire.sse import SseDecoder
 
 _UNTIL_FIRST_DELTA = frozenset({b"message_start", b"content_block_delta", b"message_delta", b"message_stop", b"error"})
 _AFTER_FIRST_DELTA = _UNTIL_FIRST_DELTA - {b"content_block_delta"}
+
+
+_THOUGHT_MARKS = (b"signature", b"redacted_thinking")  # in the events that end or make up a thinking block
 
 
 class Relay(Protocol):
@@ -78,16 +83,18 @@ class StreamRelay:
         self._reply = reply
         self._attempt = attempt
         self._meter = meter
-        self._decoder = SseDecoder(_UNTIL_FIRST_DELTA)
+        self._decoder = SseDecoder(_UNTIL_FIRST_DELTA, _THOUGHT_MARKS)
         self._keep_bytes = keep_bytes
         self._kept: list[bytes] | None = [] if keep_bytes else None
         self._kept_size = 0
         self._has_stopped = False
         self._has_ended = False
+        self._signatures: list[str] = []
+        self.on_stop: Callable[[tuple[str, ...]], None] | None = None  # see `read`
         self.is_complete = False
 
     async def read(self) -> bytes:
-        """See `Relay`."""
+        """See `Relay`. Before the bytes with `message_stop` are given out, `on_stop` is told the signatures seen."""
         if self._has_ended:
             return b""
         try:
@@ -104,6 +111,10 @@ class StreamRelay:
             return self._end()
         for event in self._decoder.feed(chunk):
             self._note(event.name, event.data)
+        if self._has_stopped and self.on_stop is not None:
+            on_stop, self.on_stop = self.on_stop, None  # it refers back to all of the request
+            if self._meter.error_type is None:
+                on_stop(tuple(self._signatures[:MAX_BLOCKS]))
         if self._kept is not None:
             self._keep(chunk)
         return chunk
@@ -119,6 +130,8 @@ class StreamRelay:
         return b"".join(self._kept) if self._kept is not None and self.is_complete else None
 
     def _note(self, name: str, data: bytes) -> None:
+        if name in ("content_block_start", "content_block_delta") and any(mark in data for mark in _THOUGHT_MARKS):
+            self._signatures += _signatures(data)
         if name == "content_block_delta":
             if self._exchange.trace.ttft_s is None:
                 self._exchange.trace.ttft_s = self._exchange.clock.now_s()
@@ -162,6 +175,20 @@ class StreamRelay:
         self._reply.abort()
         body = error_body(reason.wire_type, reason.message, self._exchange.trace.request_id or "")
         return self._decoder.line_end() + b"event: error\ndata: " + body + b"\n\n"
+
+
+def _signatures(data: bytes) -> tuple[str, ...]:
+    """The signature that a block's start or delta carries, if it does."""
+    try:
+        payload = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return ()
+    if not isinstance(payload, dict):
+        return ()
+    delta = payload.get("delta")
+    if isinstance(delta, dict) and delta.get("type") == "signature_delta":
+        return answered_signatures([{**delta, "type": "thinking"}])
+    return answered_signatures([payload.get("content_block")])
 
 
 async def timed_read(exchange: Exchange, reply: UpstreamReply) -> bytes:

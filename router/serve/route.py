@@ -15,6 +15,7 @@ from router.errors import UnknownTarget
 from router.facts.inspect import Caller, Facts
 from router.policy.compile import AS_ASKED_LANE, PolicySet
 from router.policy.decide import Decision
+from router.policy.written import Lane
 from router.seams import Binding
 from router.serve.attempts import Target
 from router.serve.exchange import Exchange
@@ -26,7 +27,10 @@ LANE_HEADER = "x-router-lane"
 
 
 class Router:
-    """Makes routes for one request: `exchange` gets the reasons, everything else is only read."""
+    """Makes routes for one request: `exchange` gets the reasons, everything else is only read.
+
+    `thinkers` are the models whose thinking the conversation carries, () when there is none or that is not known.
+    """
 
     def __init__(
         self,
@@ -36,6 +40,7 @@ class Router:
         request: MessagesRequest,
         facts: Facts,
         caller: Caller,
+        thinkers: tuple[str, ...],
     ) -> None:
         self._exchange = exchange
         self._policies = policies
@@ -43,6 +48,7 @@ class Router:
         self._request = request
         self._facts = facts
         self._caller = caller
+        self._thinkers = thinkers
         asked = request.model
         self._is_virtual = asked == "auto" or asked.startswith("lane:")
 
@@ -103,21 +109,49 @@ class Router:
         """The targets that may serve this request, in order; lanes that would refuse it are noted and left out."""
         asked_id = self._request.model
         is_empty, has_asked = True, False
-        for lane in decision.route:
+        for lane in self._unbroken(decision.route, binding):
             model_id = self._model(lane.model)
             target: Target | None = Target(lane, model_id)
             if model_id != asked_id and asked_id != f"lane:{lane.name}":
-                target = self._checked(Target(lane, model_id), decision, binding)
+                target = self._checked(Target(lane, model_id), decision)
             if target is None:
                 continue
             is_empty = False
             has_asked = has_asked or model_id == asked_id
             yield target
         if self._is_virtual and is_empty:
-            default = self._policies.default_lane
-            yield Target(default, default.model or "")
+            yield self._last_resort(decision)
         elif not self._is_virtual and not has_asked:
             yield Target(AS_ASKED_LANE, asked_id)
+
+    def _last_resort(self, decision: Decision) -> Target:
+        """A virtual model asks for no model that could serve at last: the default lane, or any lane that can serve."""
+        default = self._policies.default_lane
+        for lane in (default, *self._policies.lanes.values()):
+            if lane.model is not None and lane not in decision.route:
+                target = self._checked(Target(lane, lane.model), decision)
+                if target is not None:
+                    return target
+        return Target(default, default.model or "")
+
+    def _unbroken(self, route: tuple[Lane, ...], binding: Binding | None) -> tuple[Lane, ...]:
+        """The route, with the bound lane before a model asked for that cannot read what was thought so far.
+
+        The model asked for may always serve, but it would go on without that reasoning. In the middle of a tool loop
+        this breaks the work, so the loop is finished where it began; between turns it is only said.
+        """
+        asked = self._catalog.find(self._request.model)
+        if asked is None or self._model(route[0].model) != self._request.model:
+            return route
+        unread = [name for name in self._thinkers if name not in (asked.id, *asked.accepts.reads_thinking_from)]
+        if not unread:
+            return route
+        lane = None if binding is None else self._policies.lanes.get(binding.lane)
+        if self._facts.in_tool_loop and binding is not None and lane is not None and lane.model == binding.model:
+            self._exchange.refused.append(f"the tool loop ends on lane `{lane.name}`, whose thinking it carries")
+            return (lane, *(other for other in route if other != lane))
+        self._exchange.refused.append(f"`{asked.id}` goes on without the thinking of {', '.join(unread)}")
+        return route
 
     def _model(self, lane_model: str | None) -> str:
         """The model a lane stands for here; a virtual model asks for the default lane's."""
@@ -125,7 +159,7 @@ class Router:
         assert model is not None  # a lane of the folder always names a model
         return model
 
-    def _checked(self, target: Target, decision: Decision, binding: Binding | None) -> Target | None:
+    def _checked(self, target: Target, decision: Decision) -> Target | None:
         """The target as it may have the request in place of the model asked for; None (noted) when it may not."""
         model = self._catalog.find(target.model)
         if model is None:
@@ -138,7 +172,7 @@ class Router:
             api_version=self._caller.api_version,
             betas=self._caller.betas,
             input_tokens=self._facts.input_tokens,
-            producers=() if binding is None else binding.producers,
+            producers=self._thinkers,
             edits=decision.edits,
         )
         if not verdict.is_ok:

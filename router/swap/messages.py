@@ -109,9 +109,7 @@ def _thinking_history(case: Case) -> Iterator[str]:
     """
     target, asked, producers = case.target, case.asked, case.producers
     if not producers:
-        # A virtual model has no other reader: what nobody can tell is left to the target.
-        if asked is not None:
-            yield "the conversation carries thinking blocks, which are bound to a model"
+        yield "the conversation carries thinking blocks, which are bound to a model"
         return
     for name in producers[:_MAX_PRODUCERS]:
         if not _reads(target, name):

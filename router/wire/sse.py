@@ -26,14 +26,15 @@ class SseEvent(NamedTuple):
 class SseDecoder:
     """Cuts a byte stream into events; any chunking gives the same events.
 
-    With `wanted`, events whose block opens with another name are passed over unread: a burst of text deltas costs
-    little more than the search for its line ends.
+    With `wanted`, events whose block opens with another name are passed over unread, unless one of the `marks` stands
+    in the block: a burst of text deltas costs little more than the search for its line ends.
     """
 
-    __slots__ = ("_ends_in_cr", "_is_dropping", "_is_started", "_pending", "dropped", "wanted")
+    __slots__ = ("_ends_in_cr", "_is_dropping", "_is_started", "_pending", "dropped", "marks", "wanted")
 
-    def __init__(self, wanted: frozenset[bytes] | None = None) -> None:
+    def __init__(self, wanted: frozenset[bytes] | None = None, marks: tuple[bytes, ...] = ()) -> None:
         self.wanted = wanted  # may be narrowed while the stream runs
+        self.marks = marks
         self._pending = bytearray()  # the incomplete event; grows in place, so that 1-byte chunks stay linear
         self._ends_in_cr = False
         self._is_started = False
@@ -71,7 +72,15 @@ class SseDecoder:
         self._limit()
         wanted = self.wanted
         if wanted is not None:
-            blocks = [block for block in blocks if block[:7] != b"event: " or block[7 : block.find(b"\n")] in wanted]
+            # One search over everything first: marks are rare, and a chunk may hold a hundred deltas.
+            marks = [mark for mark in self.marks if mark in complete]
+            blocks = [
+                block
+                for block in blocks
+                if block[:7] != b"event: "
+                or block[7 : block.find(b"\n")] in wanted
+                or (marks and any(mark in block for mark in marks))
+            ]
         return [event for block in blocks if (event := _event(block)) is not None]
 
     @property

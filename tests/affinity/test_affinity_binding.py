@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.affinity.binding import MAX_PRODUCERS, Binding, binding_key, bound, decode, recorded
+from router.affinity.binding import Binding, binding_keys, bound, decode
 from router.facts.inspect import Facts
 from router.usage import Iteration, Tokens, Usage
 
 HAIKU, SONNET, OPUS = "claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"
 NOW_S = 1_795_000_000.0
-BEFORE = Binding("opus", OPUS, (OPUS,), 50_000, 49_000, 300, 400, NOW_S - 60)
+BEFORE = Binding("opus", OPUS, 50_000, 49_000, 300, 400, NOW_S - 60)
 
 names = st.text(st.characters(exclude_categories=("C", "Z")), max_size=256)
 counts = st.integers(0, 2**40 - 1)
@@ -27,7 +26,6 @@ def bindings(draw: st.DrawFn) -> Binding:
     return Binding(
         lane=draw(names),
         model=draw(names),
-        producers=tuple(draw(st.lists(names, max_size=MAX_PRODUCERS))),
         prefix_tokens=prefix,
         cached_tokens=draw(st.integers(0, prefix)),
         cache_ttl_s=draw(counts),
@@ -45,8 +43,8 @@ def test_what_is_encoded_is_decoded_as_it_was(binding: Binding):
 def test_the_longest_binding_still_fits():
     """The limit on size is above every binding there can be: names of the longest kind, twelve bytes a character."""
     name = "𝔘" * 256
-    binding = Binding(name, name, (name,) * MAX_PRODUCERS, 2**39, 2**39, 3600, 2**39, NOW_S + 0.123456789)
-    assert len(binding.encode()) > 30_000
+    binding = Binding(name, name, 2**39, 2**39, 3600, 2**39, NOW_S + 0.123456789)
+    assert len(binding.encode()) > 6_000
     assert decode(binding.encode()) == binding
 
 
@@ -63,10 +61,10 @@ values = st.recursive(
 )
 
 
-@given(st.lists(values, min_size=8, max_size=10) | values)
+@given(st.lists(values, min_size=7, max_size=9) | values)
 def test_foreign_json_is_none_or_a_binding_that_holds_what_bindings_hold(value: object):
     """Whatever JSON another program keeps under our key, nothing but a whole binding comes out."""
-    found = decode(json.dumps([1, *value[1:]] if isinstance(value, list) else value).encode())
+    found = decode(json.dumps([2, *value[1:]] if isinstance(value, list) else value).encode())
     assert found is None or decode(found.encode()) == found
 
 
@@ -76,12 +74,11 @@ FIELDS = json.loads(BEFORE.encode())
 @pytest.mark.parametrize(
     ("index", "value"),
     [
-        (0, 2), (0, "1"), (0, None),
+        (0, 1), (0, "2"), (0, None),
         (1, None), (1, 7), (1, "x" * 257), (1, "two\nlines"), (2, ["a"]), (2, "\ud800"),
-        (3, "abc"), (3, {"a": 1}), (3, [1]), (3, ["x"] * (MAX_PRODUCERS + 1)), (3, ["x" * 257]), (3, None),
-        (4, -1), (4, 1.5), (4, True), (4, 2**40), (4, "7"),
-        (5, 50_001), (6, None), (7, [1]),
-        (8, -1), (8, "now"), (8, True), (8, float("nan")), (8, float("inf")), (8, 2**40),
+        (3, -1), (3, 1.5), (3, True), (3, 2**40), (3, "7"),
+        (4, 50_001), (5, None), (6, [1]),
+        (7, -1), (7, "now"), (7, True), (7, float("nan")), (7, float("inf")), (7, 2**40),
     ],
 )  # fmt: skip
 def test_one_wrong_field_makes_it_none(index: int, value: object):
@@ -95,8 +92,8 @@ def test_one_wrong_field_makes_it_none(index: int, value: object):
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"null", b"[]", b"{}", b"[1]", json.dumps([*FIELDS, 0]).encode(), json.dumps(FIELDS[:-1]).encode(),
-        b"[" * 30_000, b"[1," + b"9" * 20_000 + b"]", b" " * 32_769 + BEFORE.encode(), b"[1" + b",1" * 5_000_000 + b"]",
+        b"", b"null", b"[]", b"{}", b"[2]", json.dumps([*FIELDS, 0]).encode(), json.dumps(FIELDS[:-1]).encode(),
+        b"[" * 30_000, b"[2," + b"9" * 20_000 + b"]", b" " * 8_193 + BEFORE.encode(), b"[2" + b",1" * 5_000_000 + b"]",
     ],
     ids=range(11),
 )  # fmt: skip
@@ -111,8 +108,13 @@ def test_a_value_that_is_not_bytes_is_none():
     assert decode([BEFORE.encode()]) is None  # type: ignore[arg-type]
 
 
+def keys(**facts: object) -> tuple[str, ...]:
+    return binding_keys(Facts(**{"requested_model": SONNET, "_conversation_key": "a" * 32, **facts}))  # type: ignore[arg-type]
+
+
 def key(**facts: object) -> str:
-    return binding_key(Facts(**{"requested_model": SONNET, "_conversation_key": "a" * 32, **facts}))  # type: ignore[arg-type]
+    (only,) = keys(**facts)
+    return only
 
 
 def test_a_key_is_32_hex_digits():
@@ -124,52 +126,31 @@ def test_a_key_is_32_hex_digits():
 
 def test_the_key_tells_conversation_model_asked_for_and_kind_of_request_apart():
     """Who asks for another model gets it, titles do not take the main loop along, no text is taken for another."""
-    keys = [
-        key(), key(_conversation_key="b" * 32), key(requested_model=OPUS), key(request_class="title"),
+    found = [
+        key(), key(policy="other"), key(_conversation_key="b" * 32), key(requested_model=OPUS),
+        key(request_class="title"),
         key(request_class=SONNET, requested_model="title"), key(requested_model=f"title\n{SONNET}"),
     ]  # fmt: skip
-    assert len(set(keys)) == len(keys)
+    assert len(set(found)) == len(found)
     assert key() == key(request_class=None)
 
 
-def after(before: Binding | None = None, *, is_first: bool = False, answered: str = OPUS, **counts: int) -> Binding:
-    usage = Usage(Tokens(**counts))
-    return bound(before, is_first=is_first, lane="opus", model=OPUS, answered=answered, usage=usage, now_s=NOW_S)
+def talk(first: str, **facts: object) -> tuple[str, ...]:
+    body = {"messages": [{"role": "user", "content": first}]}
+    return keys(headers={"x-claude-code-session-id": "s"}, _body=body, **facts)
 
 
-def test_the_first_answer_is_the_only_producer():
-    """Nothing was there before it, whatever an older conversation with the same start had left."""
-    assert after(is_first=True).producers == (OPUS,)
-    assert after(replace(BEFORE, producers=(HAIKU,)), is_first=True).producers == (OPUS,)
+def test_a_session_has_a_key_for_itself_and_one_for_each_conversation_in_it():
+    """A side request in a session is told from its main conversation by the first user turn."""
+    main, side = talk("build it"), talk("a title, please")
+    assert len(main) == len(side) == 2
+    assert main[1] == side[1]
+    assert len({*main, *side}) == 3
+    assert main == talk("build it")
 
 
-def test_each_model_that_answers_is_a_producer_once():
-    """A fallback's answer stays in the conversation."""
-    moved = after(BEFORE, answered=SONNET)
-    assert moved.producers == (OPUS, SONNET)
-    assert after(moved, answered=OPUS).producers == (OPUS, SONNET)
-
-
-def test_producers_once_unknown_stay_unknown():
-    """A conversation that the router meets half-way has answers of nobody knows whom."""
-    met = after(None)
-    assert met.producers == ()
-    assert after(met).producers == ()
-
-
-@pytest.mark.parametrize("answered", ["x" * 257, "two\nlines", "\ud800"])
-def test_a_name_that_cannot_be_kept_makes_the_producers_unknown(answered: str):
-    """What an upstream calls itself is bounded, and the binding can always be stored."""
-    binding = after(None, is_first=True, answered=answered)
-    assert binding.producers == ()
-    assert decode(binding.encode()) == binding
-
-
-def test_more_producers_than_are_told_apart_are_unknown():
-    """The list is bounded."""
-    full = replace(BEFORE, producers=tuple(f"m{number}" for number in range(MAX_PRODUCERS)))
-    assert after(full).producers == ()
-    assert after(full, answered="m3").producers == full.producers
+def after(before: Binding | None = None, **counts: int) -> Binding:
+    return bound(before, lane="opus", model=OPUS, usage=Usage(Tokens(**counts)), now_s=NOW_S)
 
 
 def test_the_next_turn_repeats_prompt_and_answer():
@@ -189,7 +170,7 @@ def test_without_a_prompt_cache_nothing_is_warm():
 
 def test_an_hour_of_prompt_cache_lasts_while_it_is_only_read():
     """A read does not say which life the entry has: it is that of its writing. A new short entry shortens it."""
-    hour = after(None, is_first=True, cache_write_1h=2000)
+    hour = after(None, cache_write_1h=2000)
     assert hour.is_warm(NOW_S + 3599)
     assert after(hour, cache_read=2000).cache_ttl_s == 3600
     assert after(hour, cache_read=2000, cache_write_5m=100).cache_ttl_s == 300
@@ -203,23 +184,17 @@ def test_a_loop_of_server_tools_is_as_long_as_its_last_call():
         Tokens(cache_read=1000, cache_write_5m=1500, output=50),
         iterations=tuple(Iteration("message", None, tokens) for tokens in calls),
     )
-    binding = bound(None, is_first=True, lane="opus", model=OPUS, answered=OPUS, usage=usage, now_s=NOW_S)
+    binding = bound(None, lane="opus", model=OPUS, usage=usage, now_s=NOW_S)
     assert (binding.prefix_tokens, binding.cached_tokens, binding.output_tokens) == (1530, 1500, 50)
 
 
 def test_a_replay_leaves_the_providers_cache_as_it_was():
     """The provider saw nothing of it: what was warm is warm for as long as it was, and is not taken for nothing."""
-    replayed = bound(BEFORE, is_first=False, lane="opus", model=OPUS, answered=OPUS, usage=None, now_s=NOW_S)
+    replayed = bound(BEFORE, lane="opus", model=OPUS, usage=None, now_s=NOW_S)
     assert replayed == BEFORE
 
 
 def test_a_replay_of_another_models_answer_knows_nothing():
-    """On that model nothing is known to be there; who answered is still added."""
-    replayed = bound(BEFORE, is_first=False, lane="haiku", model=HAIKU, answered=HAIKU, usage=None, now_s=NOW_S)
-    assert (replayed.producers, replayed.prefix_tokens, replayed.cached_tokens) == ((OPUS, HAIKU), 0, 0)
-
-
-def test_a_trace_says_which_binding_was_met():
-    """Lane, model and length; nothing else."""
-    assert recorded(None) is None
-    assert recorded(BEFORE) == {"lane": "opus", "model": OPUS, "prefix_tokens": 50_000}
+    """On that model nothing is known to be there."""
+    replayed = bound(BEFORE, lane="haiku", model=HAIKU, usage=None, now_s=NOW_S)
+    assert (replayed.model, replayed.prefix_tokens, replayed.cached_tokens) == (HAIKU, 0, 0)

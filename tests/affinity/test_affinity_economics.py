@@ -19,7 +19,7 @@ def conversation(
     model: str, prefix: int, *, cached: int | None = None, output: int = 0, age_s: float = 10, ttl_s: int = 300
 ) -> Binding:
     """A conversation of `prefix` tokens, all of it in the prompt cache unless said otherwise."""
-    return Binding("lane", model, (model,), prefix, prefix if cached is None else cached, ttl_s, output, NOW_S - age_s)
+    return Binding("lane", model, prefix, prefix if cached is None else cached, ttl_s, output, NOW_S - age_s)
 
 
 def priced(binding: Binding, to_model: str, turns: int = 1000) -> SwitchCost:

@@ -19,7 +19,7 @@ LANES = {name: Lane(name, model) for name, model in MODELS.items()}
 
 def warm(lane: str = "opus", model: str = OPUS, prefix: int = 10_000, output: int = 100) -> Binding:
     """A conversation whose prefix is in the prompt cache of its model."""
-    return Binding(lane, model, (model,), prefix, prefix, 300, output, NOW_S - 10)
+    return Binding(lane, model, prefix, prefix, 300, output, NOW_S - 10)
 
 
 def decision(stick: str, lane: str = "sonnet", turns: int = 10, deny: str | None = None) -> Decision:
@@ -74,7 +74,7 @@ def test_economic_keeps_when_the_cost_is_not_known():
     says = "the conversation keeps lane `opus`: what a switch to `{}` would cost is not known"
     strange = held(decision("economic", "strange"), warm())
     assert (strange.lane, strange.why, strange.cost) == (LANES["opus"], says.format("strange"), None)
-    replayed = held(decision("economic", "haiku"), Binding("opus", OPUS, (OPUS,), 0, 0, 300, 0, NOW_S))
+    replayed = held(decision("economic", "haiku"), Binding("opus", OPUS, 0, 0, 300, 0, NOW_S))
     assert (replayed.lane, replayed.why) == (LANES["opus"], says.format("haiku"))
 
 

@@ -72,7 +72,7 @@ def test_every_shipped_policy_is_explained_and_begins_with_a_comment() -> None:
 
 def test_the_worked_example_is_what_the_router_computes(catalog: Catalog) -> None:
     """The sums of the page, to the last digit, and the turn at which the switch is earned back."""
-    opus = Binding("opus", "claude-opus-5-5", (), 20_000, 20_000, 300, 400, 0.0)
+    opus = Binding("opus", "claude-opus-5-5", 20_000, 20_000, 300, 400, 0.0)
     cost = switch_cost(opus, "claude-sonnet-5-5", catalog, now_s=10.0, turns=20)
     assert cost is not None
     for pusd in (cost.stay_first_pusd, cost.switch_first_pusd, cost.switch_later_pusd, cost.extra_pusd):
@@ -81,7 +81,7 @@ def test_the_worked_example_is_what_the_router_computes(catalog: Catalog) -> Non
     few = switch_cost(opus, "claude-sonnet-5-5", catalog, now_s=10.0, turns=DEFAULT_TURNS)
     assert few is not None
     assert not few.is_earned
-    sonnet = Binding("sonnet", "claude-sonnet-5-5", (), 20_000, 20_000, 300, 400, 0.0)
+    sonnet = Binding("sonnet", "claude-sonnet-5-5", 20_000, 20_000, 300, 400, 0.0)
     at_once = switch_cost(sonnet, "claude-haiku-5-5", catalog, now_s=10.0, turns=DEFAULT_TURNS)
     assert at_once is not None
     assert at_once.turns_to_earn == 1

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from kit.stage import KEY, answers, error, events, http, message, request_body, sent_models, stage, streams
+from kit.raw_upstream import Peer
+from kit.stage import (
+    KEY,
+    SSE_HEAD,
+    answers,
+    chunked,
+    error,
+    events,
+    http,
+    message,
+    request_body,
+    sent_models,
+    stage,
+    streams,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -23,13 +38,14 @@ def rules(*written: str, otherwise: str = "as-asked") -> str:
 SHORT_TO_HAIKU = rules("name: short, when: {turns: {lt: 2}}, route: haiku", "name: long, route: opus")
 
 
-def turns(*texts: str, model: str = SONNET, thinking: bool = False, **more: Any) -> bytes:
-    """A conversation so far: `texts` alternate between user and assistant."""
+def turns(*texts: str, model: str = SONNET, thinking: bool | str = False, **more: Any) -> bytes:
+    """A conversation so far: `texts` alternate between user and assistant, who `thinking` signed (with this)."""
+    signature = thinking if isinstance(thinking, str) else "c2ln"
     messages = []
     for index, text in enumerate(texts):
         blocks: list[dict[str, Any]] = [{"type": "text", "text": text}]
         if index % 2 and thinking:
-            blocks.insert(0, {"type": "thinking", "thinking": "", "signature": "c2ln"})
+            blocks.insert(0, {"type": "thinking", "thinking": "", "signature": signature})
         messages.append({"role": ("user", "assistant")[index % 2], "content": blocks})
     return request_body(model=model, messages=messages, **more)
 
@@ -165,16 +181,103 @@ async def test_a_lane_that_an_edit_points_elsewhere_lets_its_conversations_go():
         assert sent_models(s.upstream.requests) == [HAIKU, OPUS]
 
 
-async def test_thinking_of_a_known_model_may_go_where_it_can_be_read():
+UP = rules("name: hard, when: {turns: {gt: 1}}, route: opus, stick: move", "name: easy, route: haiku")
+DOWN = rules("name: easy, when: {turns: {gt: 1}}, route: haiku, stick: move", "name: hard, route: sonnet")
+
+
+def thought(model: str, signature: str = "c2ln") -> bytes:
+    """An answer that begins with a thinking block."""
+    block = f'"content":[{{"type":"thinking","thinking":"","signature":"{signature}"}},'.encode()
+    return message(model=model).replace(b'"content":[', block)
+
+
+def thought_events(model: str) -> list[bytes]:
+    """The same as a stream."""
+    start, *rest = events(model=model)
+    block = {"type": "content_block_start", "index": 9, "content_block": {"type": "thinking", "thinking": ""}}
+    delta = {"type": "content_block_delta", "index": 9, "delta": {"type": "signature_delta", "signature": "c2ln"}}
+    made = [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in (block, delta)]
+    return [start, rest[0], *rest[1:3], *made, *rest[3:]]
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_thinking_of_a_known_model_may_go_where_it_can_be_read(is_streamed: bool):
     """Opus can read Haiku's thinking, Haiku not Sonnet's; whose it is must be known, else the asked model keeps it."""
-    up = rules("name: hard, when: {turns: {gt: 1}}, route: opus, stick: move", "name: easy, route: haiku")
-    down = rules("name: easy, when: {turns: {gt: 1}}, route: haiku, stick: move", "name: hard, route: sonnet")
-    for policy, first, second in ((up, HAIKU, OPUS), (down, SONNET, SONNET)):
-        async with stage(answers(http(message(model=first))), policy=policy) as s:
-            await s.post(turns("Hello"))
-            await s.post(turns("Hello", "Hi", "And now?", thinking=True))
-            await s.post(turns("Unseen", "Hi", "And now?", thinking=True))
+    for policy, first, second in ((UP, HAIKU, OPUS), (DOWN, SONNET, SONNET)):
+        behave = streams(*thought_events(first)) if is_streamed else answers(http(thought(first)))
+        async with stage(behave, policy=policy) as s:
+            await s.post(turns("Hello", stream=is_streamed))
+            await s.post(turns("Hello", "Hi", "And now?", thinking=True, stream=is_streamed))
+            await s.post(turns("Hello", "Hi", "And now?", thinking="dW5zZWVu", stream=is_streamed))
             assert sent_models(s.upstream.requests) == [first, second, SONNET]
+
+
+async def test_a_client_that_switches_models_and_comes_back_loses_no_thinking():
+    """What is bound under the first model is old by then; who thought is told block by block."""
+    policy = rules("name: sonnet, when: {requested_line: sonnet}, route: as-asked", "name: easy, route: haiku")
+    replies = (http(message(model=HAIKU)), http(thought(SONNET)), http(message(model=OPUS)))
+    async with stage(answers(*replies), policy=policy) as s:
+        await s.post(turns("Hello", model=OPUS))
+        await s.post(turns("Hello", "Hi", "Hard", model=SONNET))
+        await s.post(turns("Hello", "Hi", "Hard", "Done", "Thanks", model=OPUS, thinking=True))
+        assert sent_models(s.upstream.requests) == [HAIKU, SONNET, OPUS]
+
+
+async def test_a_side_request_in_a_session_does_not_take_the_main_conversation_along():
+    """A title in the same session, without a word of what it is, is a conversation of its own."""
+    policy = rules("name: title, when: {max_tokens: {lt: 50}}, route: haiku", "name: main, route: opus")
+    session = (b"x-claude-code-session-id", b"s-1")
+    async with stage(answers(http(message(model=OPUS))), policy=policy) as s:
+        await s.post(turns("Build it"), [*KEY, session])
+        await s.post(turns("A title, please", max_tokens=20), [*KEY, session])
+        await s.post(turns("Build it", "Hi", "And now?", max_tokens=20), [*KEY, session])
+        await s.post(turns("Summary of it", "Hi", "Go on", max_tokens=20), [*KEY, session])  # after a compaction
+        assert sent_models(s.upstream.requests) == [OPUS, HAIKU, OPUS, OPUS]
+
+
+async def test_a_model_asked_for_that_cannot_read_the_thinking_is_said_and_never_met_in_a_tool_loop():
+    """Sonnet 5 does not read Haiku 5.5: between turns it goes on without, in a tool loop Haiku finishes."""
+    policy = rules("name: hard, when: {turns: {gt: 1}}, route: as-asked, stick: move", "name: easy, route: haiku")
+    asked = "claude-sonnet-5"
+    use = [
+        {"type": "thinking", "thinking": "", "signature": "c2ln"},
+        {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}},
+    ]
+    result = [{"type": "tool_result", "tool_use_id": "toolu_1", "content": "seen"}]
+    history = [{"role": "user", "content": "Hello"}, {"role": "user", "content": "Look"}]
+    loop = [*history, {"role": "assistant", "content": use}, {"role": "user", "content": result}]
+    async with stage(answers(http(thought(HAIKU))), policy=policy) as s:
+        await s.post(turns("Hello", model=asked))
+        await s.post(turns("Hello", "Hi", "And now?", model=asked, thinking=True))
+        await s.post(turns("Hello", model=asked))
+        await s.post(request_body(model=asked, messages=loop))
+        assert sent_models(s.upstream.requests) == [HAIKU, asked, HAIKU, HAIKU]
+        traces = await s.traces()
+        assert "`claude-sonnet-5` goes on without the thinking of claude-haiku-5-5" in traces[1]["why"]
+        assert "the tool loop ends on lane `haiku`, whose thinking it carries" in traces[3]["why"]
+
+
+async def test_a_client_that_is_faster_than_the_end_of_the_stream_is_known():
+    """The next turn may come the moment `message_stop` has arrived, before the connection has ended."""
+    go_on = asyncio.Event()
+
+    async def behave(peer: Peer) -> None:
+        await peer.request()
+        await peer.send_apart(SSE_HEAD, *(chunked(piece) for piece in events(model=HAIKU)))
+        await go_on.wait()
+        peer.send(b"0\r\n\r\n")
+
+    async with stage(behave, policy=SHORT_TO_HAIKU) as s:
+        wire = await s.connect()
+        wire.send("POST", "/v1/messages", KEY, turns("Hello", stream=True))
+        await wire.head()
+        while b"message_stop" not in await wire.chunk():
+            pass
+        other = await s.connect()
+        other.send("POST", "/v1/messages", KEY, turns("Hello", "Hi", "And now?", stream=True))
+        _, headers = await other.head()
+        go_on.set()
+        assert dict(headers)[b"x-router-lane"] == b"haiku"
 
 
 async def test_a_client_may_ask_for_a_lane_that_the_rule_names():

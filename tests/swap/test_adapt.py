@@ -255,7 +255,7 @@ HISTORIES = [
     (OPUS_5_5, (), HAIKU_5_5, False),
     (None, (HAIKU_5_5,), HAIKU_5_5, True),
     (None, (SONNET_5_5,), HAIKU_5_5, False),
-    (None, (), HAIKU_5_5, True),
+    (None, (), HAIKU_5_5, False),
 ]
 
 

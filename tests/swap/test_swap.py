@@ -362,7 +362,7 @@ def test_thinking_in_the_history_keeps_the_model(kind, target):
     asked = SONNET_5_5 if target != SONNET_5_5 else OPUS_5_5
     assert not check(target, asked=asked, **history).is_ok
     assert check(asked, asked=asked, **history).is_ok
-    assert check(target, **history).is_ok  # a virtual model has no other reader; what cannot be read is dropped
+    assert not check(target, **history).is_ok  # a virtual model asked for: the default lane goes on with it
 
 
 def test_retired_models_never_serve():
