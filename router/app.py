@@ -39,7 +39,7 @@ from router.serve.passthrough import Passthrough
 from router.serve.pipeline import Parts, Pipeline
 from router.serve.plan import Planner
 from router.serve.refresh import ModelRefresh
-from router.settings import Settings, refresh_s
+from router.settings import Settings, refresh_s, without_password
 from router.trace.metrics import MetricsSink
 from router.trace.sqlite import SqliteTraceReader, SqliteTraceSink, open_sink, path_of
 from router.upstream.http1 import Http1Upstream
@@ -247,7 +247,7 @@ def open_cache(url: str) -> CacheBackend | None:
         if not unknown and megabytes.isdecimal() and int(megabytes) > 0:
             return MemoryCache(int(megabytes) * 1024 * 1024, time.monotonic)
     raise SettingsError(
-        f"`cache` is `{url}`, expected `memory://?max_mb=256` or `off`",
+        f"`cache` is `{without_password(url)}`, expected `memory://?max_mb=256` or `off`",
         hint="a Redis cache is not part of this version",
     )
 

@@ -6,6 +6,7 @@ file that holds it: `ROUTER_ADMIN_TOKEN_FILE`, or `admin_token_file` in the sett
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -21,6 +22,10 @@ CONFIG_VARIABLE = "ROUTER_CONFIG"
 DEFAULT_FILE = "router.yaml"
 _PREFIX = "ROUTER_"
 _MIN_REFRESH_S = 10
+
+# Greedy: where a password holds an `@` or `/` that nobody escaped, the last `@` ends it.
+_CREDENTIAL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*:/*)(.*)@", re.DOTALL)
+_OPTION = re.compile(r"([?&][^=&#]*(?:pass|pwd|secret|token|key|auth)[^=&#]*=)[^&#]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +181,7 @@ def _typed(name: str, value: Any, origin: str) -> Any:
             raise SettingsError(f"`{name}` is {number} ({origin}), expected {low} to {high}")
         return number
     if not isinstance(value, str) or not value or "\n" in value:
-        shown = "…" if name in SECRETS else value
+        shown = "…" if name in SECRETS else without_password(str(value))
         raise SettingsError(f"`{name}` is `{shown}` ({origin}), expected one line of text")
     return value
 
@@ -232,10 +237,23 @@ def _check_url(name: str, value: str, expected: str) -> None:
         url = urlsplit(value)
         is_url = url.scheme in ("http", "https") and url.hostname and url.port != 0 and "@" not in url.netloc
     except ValueError as exc:
-        raise SettingsError(f"`{name}` is `{value}`: {str(exc).lower()}") from exc
+        raise SettingsError(f"`{name}` is `{without_password(value)}`: {str(exc).lower()}") from exc
     if not is_url or "?" in value or "#" in value or not all("!" <= char <= "~" for char in value):
-        raise SettingsError(f"`{name}` is `{value}`, expected `{expected}`")
+        raise SettingsError(f"`{name}` is `{without_password(value)}`, expected `{expected}`")
 
 
 def _is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def without_password(url: str) -> str:
+    """A URL for people to read: `(set)` stands for its password, and for a user name without one, which may be a token.
+
+    A text that is no URL comes back as it is.
+    """
+
+    def hidden(found: re.Match[str]) -> str:
+        user, colon, _ = found[2].partition(":")
+        return f"{found[1]}{f'{user}:' if colon else ''}(set)@"
+
+    return _OPTION.sub(r"\1(set)", _CREDENTIAL.sub(hidden, url))

@@ -15,7 +15,7 @@ import math
 import random
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,14 +130,14 @@ def vocabulary(rows: Sequence[Row], limit: int) -> list[bytes]:
 
     The most shared come first; the file keeps this order, so that what most requests look up lies close together.
     """
-    seen: dict[bytes, set[str]] = defaultdict(set)
+    said: dict[str, set[bytes]] = defaultdict(set)
     for row in rows:
-        for place in row.features:
-            for name in place:
-                if len(seen[name]) < 64:
-                    seen[name].add(row.template)
+        said[row.template].update(*row.features)
+    seen: Counter[bytes] = Counter()
+    for of_template in said.values():
+        seen.update(of_template)
     least = {True: 6, False: 3}
-    kept = [(len(where), name) for name, where in seen.items() if len(where) >= least[name.startswith(b"m:")]]
+    kept = [(min(count, 64), name) for name, count in seen.items() if count >= least[name.startswith(b"m:")]]
     kept.sort(key=lambda pair: (-pair[0], pair[1]))
     return [name for _, name in kept[:limit] if b"\n" not in name]
 
@@ -286,15 +286,21 @@ def calibrate(rows: Sequence[Row], extra: Sequence[Row], plan: Plan, folds: int)
     fold_of = {template: at % folds for at, template in enumerate(templates)}
     scores, lanes, tested = [], [], []
     for fold in range(folds):
-        model = fit([row for row in rows if fold_of[row.template] != fold] + list(extra), plan)
+        # A row of `extra` may carry the wording of a labelled one; then it is held out with it.
+        others = [row for row in extra if fold_of.get(row.template) != fold]
+        model = fit([row for row in rows if fold_of[row.template] != fold] + others, plan)
         held = [row for row in rows if fold_of[row.template] == fold]
         fold_scores, fold_lane = raw_outputs(model, held)
         scores.append(fold_scores)
         lanes.append(fold_lane)
         tested += held
-    all_scores, lane = np.concatenate(scores), np.concatenate(lanes).astype(np.float64)
-    hard = np.array([row.task >= len(STRUCTURED_TASKS) for row in tested], np.float64)
-    task = np.array([row.task for row in tested])
+    return fit_calibration(np.concatenate(scores), np.concatenate(lanes), np.array([row.task for row in tested]))
+
+
+def fit_calibration(all_scores: Floats, lanes: Floats, task: Ints) -> dict[str, float]:
+    """The numbers of the calibration from raw outputs on requests of unseen wordings, and their true tasks."""
+    lane = lanes.astype(np.float64)
+    hard = (task >= len(STRUCTURED_TASKS)).astype(np.float64)
     scale, shift = 1.0, 0.0
     for _ in range(60):  # Newton's method on two numbers
         p = 1 / (1 + np.exp(-(scale * lane + shift)))
@@ -306,7 +312,8 @@ def calibrate(rows: Sequence[Row], extra: Sequence[Row], plan: Plan, folds: int)
         scale, shift = scale - (c * u - b * v) / det, shift - (a * v - b * u) / det
     heat = min(np.arange(0.3, 3.0, 0.05), key=lambda x: _task_loss(all_scores[:, :LANE] * x, task))
     p = 1 / (1 + np.exp(-(scale * lane + shift)))
-    middle = float(np.median(all_scores[np.abs(p - 0.5) < 0.2, DIFFICULTY]))
+    between = np.abs(p - 0.5) < 0.2
+    middle = float(np.median(all_scores[between if between.any() else between | True, DIFFICULTY]))
     # Hard work of unseen wordings that may go to the small model; a quantile moves less than a least-cost point would.
     threshold = np.quantile(p[hard == 1], FALSE_DOWNGRADE)
     return {

@@ -7,7 +7,7 @@ import os
 
 import click
 
-from router.settings import SECRETS, SETTINGS, resolve
+from router.settings import SECRETS, SETTINGS, Settings, resolve, without_password
 
 
 @click.group()
@@ -20,13 +20,16 @@ def config() -> None:
 @click.option("--origin", is_flag=True, help="also say where each value came from")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def show(config_file: str | None, origin: bool, as_json: bool) -> None:
-    """Print every setting; secrets are shown as set or not set."""
+    """Print every setting; secrets, and passwords inside URLs, are shown as set or not set."""
     resolved = resolve({}, os.environ, config_file)
+    _check_affinity(resolved.settings)
     rows = []
     for name, meaning in SETTINGS.items():
         value = getattr(resolved.settings, name)
         if name in SECRETS and value is not None:
             value = "(set)"
+        elif isinstance(value, str):
+            value = without_password(value)
         rows.append({"name": name, "value": value, "origin": resolved.origins[name], "meaning": meaning})
     if as_json:
         click.echo(json.dumps(rows, indent=2))
@@ -34,3 +37,12 @@ def show(config_file: str | None, origin: bool, as_json: bool) -> None:
     for row in rows:
         value = "-" if row["value"] is None else row["value"]
         click.echo(f"{row['name']:17} {value!s:34} " + (row["origin"] if origin else row["meaning"]))
+
+
+def _check_affinity(settings: Settings) -> None:
+    """Refuse what `serve` would refuse. Raises SettingsError."""
+    if settings.affinity in ("off", "memory://"):
+        return
+    from router.redis_link import check_redis_url  # the library behind it takes long to load, and few have it
+
+    check_redis_url(settings.affinity)

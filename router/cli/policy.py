@@ -15,7 +15,7 @@ from router.catalog.lookup import Catalog
 from router.catalog_file import load_catalog
 from router.classify.label import Label
 from router.classify.model import LinearClassifier
-from router.cli.policy_lanes import lane_verdicts
+from router.cli.policy_lanes import lane_verdicts, named_lane
 from router.errors import RouterError
 from router.facts.inspect import Caller, inspect
 from router.facts.vocabulary import FACTS
@@ -147,6 +147,11 @@ def explain_command(
     decision = decide(compiled, facts, label)
     assert isinstance(decision, Decision)  # a label was given
     rules = explain(compiled, facts, label)
+    by_rule = decision
+    try:
+        decision, refused = named_lane(by_rule, policies, request.model, caller)
+    except RouterError as error:
+        raise click.ClickException(f"{error.message}\n  hint: {error.hint}") from error
     lanes = [] if decision.deny is not None else lane_verdicts(request, decision, policies, catalog, caller, facts)
     if as_json:
         document = {
@@ -156,6 +161,7 @@ def explain_command(
             "route": [lane.name for lane in decision.route],
             "deny": decision.deny,
             "why": list(decision.why),
+            "named_lane_refused": refused or None,
             "swap": decision.swap,
             "lanes": [lane.json() for lane in lanes],
             "labels": _labels(label),
@@ -168,6 +174,8 @@ def explain_command(
         _print_rule(rule, f"{folder}/{name}.yaml")
     to = f"denied: {decision.deny}" if decision.deny is not None else " → ".join(lane.name for lane in decision.route)
     click.echo(f"\n{name}@{compiled.revision}: rule {decision.rule}: {to}")
+    if refused or decision is not by_rule:
+        click.echo(f"  {refused or decision.why[-1]}")
     for lane in lanes:
         click.echo(lane.line())
     click.echo("labels: " + ", ".join(f"{key} {value}" for key, value in _labels(label).items()))

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.resources import files
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +22,24 @@ import click
 from router.catalog.lookup import Catalog
 from router.catalog_file import load_catalog
 from router.classify.model import LinearClassifier
+from router.cli.policy_history import DEFAULT_HISTORY
 from router.cli.trace import dollars, plain, print_table, saying_errors, store_option
-from router.errors import PolicyError, TraceStoreError
+from router.errors import PolicyError, RouterError, TraceStoreError
 from router.policy.check import check_folder
 from router.policy.compile import PolicySet
 from router.policy.diff import Comparison
+from router.policy.forecast import Recorded
+from router.policy.history import PolicyHistory
 from router.policy.source import render
 from router.policy.store import read_folder
 from router.trace.export import encode_json
 from router.trace.filters import read_since
-from router.trace.recorded import scan
+from router.trace.recorded import count, scan
 from router.trace.sqlite import path_of
 
+Pages = Callable[..., Iterator[list[Recorded]]]  # called with `part=(number, of how many)`
+
+_WORTH_SHARING = 50_000  # requests; below, another process costs more than it saves
 _MOST_LINES = 40  # of one table; --json has all
 
 
@@ -40,16 +52,17 @@ _MOST_LINES = 40  # of one table; --json has all
 @click.option(
     "--history",
     metavar="DIR",
-    default="router-history",
-    show_default=True,
+    default=None,
     type=click.Path(path_type=Path),
-    help="Where the server keeps past revisions.",
+    help=f"Where the router keeps past revisions (its setting `policy_history`; default: `{DEFAULT_HISTORY}`).",
 )
 @click.option(
     "--policies",
     metavar="DIR",
+    envvar="ROUTER_POLICIES",
     default="policies",
     show_default=True,
+    show_envvar=True,
     type=click.Path(path_type=Path),
     help="The folder whose history that is.",
 )
@@ -60,6 +73,11 @@ _MOST_LINES = 40  # of one table; --json has all
     type=click.Path(path_type=Path),
     help="Models in place of the shipped ones.",
 )
+@click.option(
+    "--processes",
+    type=click.Choice(["1", "2", "4", "8", "16"]),
+    help="How many share the work. Default: by the number of requests and of cores.",
+)
 @click.option("--json", "is_json", is_flag=True, help="An object; money as exact decimals.")
 def diff(
     old: str,
@@ -67,16 +85,18 @@ def diff(
     url: str,
     since: str | None,
     name: str | None,
-    history: Path,
+    history: Path | None,
     policies: Path,
     catalog_file: Path | None,
+    processes: str | None,
     is_json: bool,
 ) -> None:
     """Say what changes on recorded requests when policies OLD are replaced by NEW.
 
     Each is a folder, or a revision of the history (or the beginning of one). No prompt text is needed: the facts of
-    each request are in its trace. A rule that asks for something that was not recorded cannot be decided; such requests
-    are counted apart. Costs on a model that did not serve the request are estimates.
+    each request are in its trace. What one of the two revisions has served is, on that side, as recorded; the rest is
+    forecast. A rule that asks for something that was not recorded cannot be decided; such requests are counted apart.
+    Costs on a model that did not serve the request are estimates.
     """
     with saying_errors():
         catalog = load_catalog(catalog_file)
@@ -86,9 +106,11 @@ def diff(
         if path is None:
             raise TraceStoreError("traces are off", hint="name a store with `--traces sqlite:///FILE`")
         since_ns = read_since(since, time.time_ns()) if since is not None else 0
-        comparison = Comparison(sides[0], sides[1], catalog)
+        read = partial(scan, path, since_ns=since_ns, policy=name)
         with _without_garbage_collection():
-            _run(comparison, path, since_ns, name)
+            whole = count(path, since_ns)
+            parts = int(processes) if processes is not None else _worth(whole)
+            comparison = compare(partial(Comparison, sides[0], sides[1], catalog), read, whole=whole, parts=parts)
     found = {"since": since, "policy": name, **comparison.result()}
     if is_json:
         click.echo(encode_json(found))
@@ -108,14 +130,21 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _compiled(side: str, history: Path, policies: Path, catalog: Catalog, classifier: LinearClassifier) -> PolicySet:
+def _compiled(
+    side: str, history: Path | None, policies: Path, catalog: Catalog, classifier: LinearClassifier
+) -> PolicySet:
     """The policy set of a folder or revision; its problems are printed as `router policy check` prints them."""
     if Path(side).is_dir():
         found: Mapping[str, bytes] = read_folder(Path(side))
     else:
-        # here, because only this branch needs what watches and writes files
-        from router.policy.history import PolicyHistory
-
+        if history is None:
+            named = os.environ.get("ROUTER_POLICY_HISTORY", DEFAULT_HISTORY)
+            if named == "off":
+                raise click.UsageError(
+                    f"`{plain(side)}` is no folder, and the history is off (ROUTER_POLICY_HISTORY);"
+                    " `--history DIR` names one"
+                )
+            history = Path(named)
         try:
             found = PolicyHistory(history, policies, now=time.time).files(side)
         except PolicyError as error:
@@ -127,24 +156,69 @@ def _compiled(side: str, history: Path, policies: Path, catalog: Catalog, classi
     return checked.policies
 
 
-def _run(comparison: Comparison, path: Path, since_ns: int, name: str | None) -> None:
-    """Feed the store to the comparison, with a progress bar where somebody watches."""
-    pages = scan(path, since_ns=since_ns, policy=name)
-    count, _ = next(pages)
+def compare(begin: Callable[[], Comparison], read: Pages, *, whole: int, parts: int) -> Comparison:
+    """The comparison that `begin` makes, fed with all that `read` gives, with a progress bar where somebody watches.
+
+    The conversations are shared with other processes where there are more `parts` (a power of two): they do not touch
+    each other, and what the processes count is added up. The bar shows this process's part of the `whole`, which is as
+    large as the others'. Raises TraceStoreError, also when another process cannot do its part.
+    """
+    if "fork" not in get_all_start_methods():
+        parts = 1  # what is compared holds closures, which only a fork takes along
+    helpers = [_helper(begin, read, (number, parts)) for number in range(1, parts)]
+    comparison = begin()
     add = comparison.add
-    if not sys.stderr.isatty():
-        for _, page in pages:
+    try:
+        with click.progressbar(length=whole, label="requests", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+            for page in read(part=(0, parts)):
+                for seen in page:
+                    add(seen)
+                bar.update(len(page) * parts)
+            for process, told in helpers:
+                try:
+                    found = told.recv()
+                except EOFError:
+                    raise TraceStoreError("a part of the comparison ended early", hint="run it again") from None
+                process.join()
+                if isinstance(found, RouterError):
+                    raise found
+                comparison.merge(found)
+            bar.update(max(0, whole - bar.pos))  # the parts are not quite equal
+    finally:
+        for process, _ in helpers:
+            process.terminate()  # nothing to one that has ended
+    return comparison
+
+
+def _worth(requests: int) -> int:
+    """How many processes should share a store of so many requests: a power of two, no more than there are cores."""
+    if requests < _WORTH_SHARING:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 4 if cores >= 4 else 2 if cores >= 2 else 1
+
+
+def _helper(begin: Callable[[], Comparison], read: Pages, part: tuple[int, int]) -> tuple[ForkProcess, Connection]:
+    """A process at work on one part, and where it will tell what it counted."""
+    context = get_context("fork")
+    told, tell = context.Pipe(duplex=False)
+    process = context.Process(target=_part, args=(tell, begin, read, part), daemon=True)
+    process.start()
+    tell.close()
+    return process, told
+
+
+def _part(tell: Connection, begin: Callable[[], Comparison], read: Pages, part: tuple[int, int]) -> None:
+    """One process's share; what it counted goes through the pipe, or why it could not be read."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that began this one hears it too, and ends both
+    try:
+        comparison = begin()
+        for page in read(part=part):
             for seen in page:
-                add(seen)
-        return
-    with click.progressbar(length=count, label="requests", file=sys.stderr) as bar:
-        done = 0
-        for passed, page in pages:
-            for seen in page:
-                add(seen)
-            done += passed
-            bar.update(passed)
-        bar.update(max(0, count - done))  # traces of other endpoints, which are not read
+                comparison.add(seen)
+        tell.send(comparison.tally())
+    except RouterError as error:
+        tell.send(TraceStoreError(error.message, hint=error.hint))
 
 
 def _tell(found: dict[str, Any], old: str, new: str) -> None:
@@ -153,8 +227,8 @@ def _tell(found: dict[str, Any], old: str, new: str) -> None:
     click.echo(f"old  {plain(old)} (revision {before['revision']})")
     click.echo(f"new  {plain(new)} (revision {after['revision']})\n")
     click.echo(f"{found['requests']:,} recorded requests, {compared:,} compared")
-    for what, count in found["undecided_for_lack_of"].items():
-        click.echo(f"  {count:,} cannot be decided: `{plain(what)}` was not recorded")
+    for what, number in found["undecided_for_lack_of"].items():
+        click.echo(f"  {number:,} cannot be decided: `{plain(what)}` was not recorded")
     if found["not_routed"]:
         click.echo(f"  {found['not_routed']:,} never reached a policy")
     share = found["lane_change_share"]
@@ -163,8 +237,9 @@ def _tell(found: dict[str, Any], old: str, new: str) -> None:
     )
     click.echo(f"{found['warm_caches_lost']:,} lose a warm prompt cache, {found['warm_caches_won']:,} gain one")
     for said, side in (("old", before), ("new", after)):
-        for what, count in side["not_sent"].items():
-            click.echo(f"{said}: {count:,} not sent: {what}")
+        click.echo(f"{said}: {side['as_recorded']:,} as recorded under that revision, {side['forecast']:,} forecast")
+        for what, number in side["not_sent"].items():
+            click.echo(f"{said}: {number:,} not sent: {what}")
         if side["swap_refused_requests"]:
             click.echo(
                 f"{said}: {side['swap_refused_requests']:,} cannot go to a lane of their rule, as far as facts tell"

@@ -16,7 +16,7 @@ from router.classify.model import LinearClassifier
 from router.errors import PolicyError, RouterError
 from router.policy.check import LANES_FILE, check_folder, revision_of
 from router.policy.history import ROLLBACK_MARK, PolicyHistory, roll_back
-from router.policy.source import render
+from router.policy.source import render, visible
 from router.policy.store import read_folder
 
 DEFAULT_HISTORY = "router-history"
@@ -48,7 +48,9 @@ def history(folder: Path, history_folder: Path | None, as_json: bool) -> None:
         names: list[str] = []
         problem = ""
         try:
-            names = sorted(name.removesuffix(".yaml") for name in kept.files(entry.revision) if name != LANES_FILE)
+            names = sorted(
+                visible(name.removesuffix(".yaml")) for name in kept.files(entry.revision) if name != LANES_FILE
+            )
         except PolicyError as error:
             problem = error.message
         rows.append(
@@ -119,7 +121,7 @@ def rollback(revision: str, folder: Path, history_folder: Path | None, catalog_f
     except RouterError as error:
         hint = f"\n  hint: {error.hint}" if error.hint else ""
         raise click.ClickException(f"{error.message}{hint}") from error
-    click.echo(f"{folder} is back at revision {entry.revision}; changed: {', '.join(changed) or 'nothing'}")
+    click.echo(f"{folder} is back at revision {entry.revision}; changed: {visible(', '.join(changed)) or 'nothing'}")
     if is_whole and on_disk:
         where = f" --history {history_folder}" if history_folder is not None else ""
         click.echo(f"undo: router policy rollback {replaced} {folder}{where}")

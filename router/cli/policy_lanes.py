@@ -1,14 +1,16 @@
-"""What `router policy explain` says of the lanes of a route: may each one's model have this request, and how."""
+"""What `router policy explain` says of the lanes of a route: which one the client named, which may serve, and how."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from router.catalog.lookup import Catalog
+from router.errors import UnknownTarget
 from router.facts.inspect import Caller, Facts
 from router.policy.compile import PolicySet
 from router.policy.decide import Decision
+from router.serve.route import LANE_HEADER
 from router.swap.check import can_serve
 from router.wire.messages import MessagesRequest
 
@@ -39,6 +41,30 @@ class LaneVerdict:
             "reasons": list(self.reasons),
             "edits": list(self.edits),
         }
+
+
+def named_lane(decision: Decision, policies: PolicySet, asked: str, caller: Caller) -> tuple[Decision, str]:
+    """The decision with the lane that the client named, and why that was refused (empty: it was not).
+
+    The rule of the live path (`serve.route.Router.named`): the model `lane:NAME` names any lane of the folder, the
+    header `x-router-lane` one of those that the deciding rule offers. Raises UnknownTarget for a model without a lane.
+    """
+    if decision.deny is not None:
+        return decision, ""
+    if asked.startswith("lane:"):
+        lane = policies.lanes.get(asked[5:])
+        if lane is None or lane.model is None:
+            raise UnknownTarget(f"model: {asked}", hint="the lanes are in `lanes.yaml`")
+        return replace(decision, route=(lane,), why=(*decision.why, f"the client named the lane `{lane.name}`")), ""
+    name = caller.headers.get(LANE_HEADER)
+    if name is None:
+        return decision, ""
+    lane = policies.lanes.get(name.strip())
+    if lane is None or lane not in decision.offers:
+        shown = f"`{lane.name}`" if lane is not None else "that is not in `lanes.yaml`"
+        return decision, f"the client asked for a lane {shown}, which the rule does not offer"
+    route = (lane, *(other for other in decision.route if other is not lane))
+    return replace(decision, route=route, why=(*decision.why, f"the client asked for lane `{lane.name}`")), ""
 
 
 def lane_verdicts(

@@ -29,7 +29,7 @@ from router.policy.conditions import fact_value
 from router.policy.decide import Decision, NeedsLabel, decide
 from router.policy.grammar import OTHERWISE
 from router.policy.parse import parse_lanes, parse_policy
-from router.policy.source import MAX_FOLDER_BYTES, Diagnostic, Node, Source, read_source, render
+from router.policy.source import MAX_FOLDER_BYTES, Diagnostic, Node, Source, read_source, render, visible
 from router.policy.words import is_name, near, seen, shown
 from router.policy.written import Policy, Test
 from router.wire.messages import MessagesRequest, read_request
@@ -65,10 +65,13 @@ class Checked:
 
 
 def revision_of(files: Mapping[str, bytes]) -> str:
-    """12 hex digits that name the content of a folder: file names and bytes, whatever the dates."""
+    """12 hex digits that name the content of a folder: file names and bytes, whatever the dates.
+
+    A name that is not UTF-8, which the system gives as half surrogates, counts by its bytes.
+    """
     digest = sha256()
     for name in sorted(files):
-        for part in (name.encode(), files[name]):
+        for part in (name.encode("utf-8", "surrogateescape"), files[name]):
             digest.update(len(part).to_bytes(8, "big"))
             digest.update(part)
     return digest.hexdigest()[:12]
@@ -92,6 +95,7 @@ def check_folder(
     `classify` labels the requests of tests; without it rules that read a label do not match. `folder` is how the
     folder is called in diagnostics. Tests are run only once everything compiles.
     """
+    folder = visible(folder)
     whole = Source(folder, folder, [])
     if not files:
         whole.report(None, "the folder holds no policy", f"it needs `{LANES_FILE}` and `{DEFAULT_POLICY}.yaml`")
@@ -127,9 +131,11 @@ def _parse(sources: Mapping[str, Source], whole: Source) -> list[Policy]:
         if file == LANES_FILE:
             continue
         if ending != "yaml":
-            source.report(None, "the ending is not `.yaml`", f"call the file `{name}.yaml`")
+            source.report(None, "the ending is not `.yaml`", f"call the file `{visible(name)}.yaml`")
         elif not is_name(name):
-            source.report(None, f"a policy cannot be called `{name}`", "lower case letters, digits, `-`, `_` and `.`")
+            source.report(
+                None, f"a policy cannot be called `{visible(name)}`", "lower case letters, digits, `-`, `_` and `.`"
+            )
         elif source.root is not None and (policy := parse_policy(name, source)) is not None:
             written.append(policy)
     for needed in (LANES_FILE, f"{DEFAULT_POLICY}.yaml"):

@@ -152,7 +152,7 @@ def compile_policy(
         if rule.when is not None:
             before = len(source.diagnostics)
             clauses = compile_condition(rule.when, source, f"rule `{rule.name}`", search_regex)
-            is_whole = len(source.diagnostics) == before
+            is_whole = len(source.diagnostics) == before and not _is_unclear(rule.when)
         if is_whole:  # half a condition would seem to cover what the whole does not
             found = domains(clauses)
             _check_reach(rule, clauses, found, earlier, source)
@@ -164,6 +164,13 @@ def compile_policy(
     }
     read = tuple(sorted(name[len(HEADER_PREFIX) :] for name in headers))
     return CompiledPolicy(written.name, revision, tuple(rules), read)
+
+
+def _is_unclear(node: Node) -> bool:
+    """Whether a value in it has been complained of already, so that nothing was said of it here. Depth is bounded."""
+    if node.kind == "map":
+        return any(_is_unclear(value) for _, value in node.pairs())
+    return node.kind == "unclear" or (node.kind == "list" and any(map(_is_unclear, node.value)))
 
 
 def _check_model(entry: LaneEntry, source: Source, catalog: Catalog) -> None:
@@ -209,7 +216,7 @@ def _check_reach(
 ) -> None:
     contradiction = never_holds(clauses)
     if contradiction is not None:
-        others = [c.holds for c in clauses if c is not contradiction and c.fact == contradiction.fact and c.fact]
+        others = [c.holds for c in clauses if c is not contradiction and c.fact and c.fact in contradiction.reads]
         besides = f" and {' and '.join(others)}" if others else ""
         source.report(
             contradiction.at,

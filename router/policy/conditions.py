@@ -7,18 +7,30 @@ fulfils `not_in` and `exists: false` and nothing else.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from router.facts.vocabulary import FACTS, HEADER_PREFIX, LABEL_FACTS, SECRET_HEADERS, FactSpec, fact_spec
 from router.policy.grammar import NESTING, OPERATORS, OperatorSpec
 from router.policy.operators import Check, SearchRegex, list_check, value_check
-from router.policy.source import Node, Source, resolve
+from router.policy.source import MAX_DIAGNOSTICS, Node, Source, resolve
 from router.policy.words import near
 
+MAX_REGEX_CHARS = 1000  # compiling one of these takes a few milliseconds at the most
 COUNTED, READ, LABELLED = 0, 1, 2
 _COST = {"counted": COUNTED, "read": READ, "labelled": LABELLED}
 _OPERATORS = {spec.name: spec for spec in OPERATORS}
+_LANGUAGE = re.compile(r"[a-z]{2}\Z")
+# The languages that the fact `language` can be, as people may call them.
+LANGUAGES = {
+    "arabic": "ar", "german": "de", "deutsch": "de", "greek": "el", "english": "en", "spanish": "es", "español": "es",
+    "french": "fr", "français": "fr", "hebrew": "he", "hindi": "hi", "italian": "it", "italiano": "it",
+    "japanese": "ja", "korean": "ko", "dutch": "nl", "nederlands": "nl", "polish": "pl", "polski": "pl",
+    "portuguese": "pt", "português": "pt", "russian": "ru", "swedish": "sv", "svenska": "sv", "thai": "th",
+    "turkish": "tr", "chinese": "zh",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +166,9 @@ class _Compiler:
                     key, f"`{name}` in {self._where} is not a header", "write the name in lower case: `header.x-app`"
                 )
             return
-        if name in _OPERATORS:
+        if len(self._source.diagnostics) > MAX_DIAGNOSTICS:  # nobody sees it, and the nearest name takes long to find
+            hint = ""
+        elif name in _OPERATORS:
             hint = f"an operator belongs under a fact: `input_tokens: {{{name}: …}}`"
         else:
             hint = near(name, (*FACTS, *NESTING), "`router policy facts` lists them")
@@ -212,6 +226,12 @@ class _Compiler:
             self._source.report(node, f"`{operator.name}` in {self._where} takes a text, this is {seen}", hint)
             return None
         if operator.name == "matches":
+            if len(node.value) > MAX_REGEX_CHARS:
+                seen = f"{len(node.value):,} characters, at most {MAX_REGEX_CHARS:,} are taken"
+                self._source.report(
+                    node, f"the regular expression in {self._where} has {seen}", "split it over an `any`, or use `in`"
+                )
+                return None
             try:
                 self._search_regex(node.value)
             except ValueError as error:
@@ -236,6 +256,15 @@ def fact_value(spec: FactSpec, node: Node, source: Source, where: str) -> Any:
     if spec.values and node.value not in spec.values:
         hint = near(node.value, spec.values, f"it can be {', '.join(spec.values)}")
         source.report(node, f"`{spec.name}` is never `{_value(node)}` (in {where})", hint)
+        return None
+    if spec.name == "language" and not _LANGUAGE.match(node.value):
+        word = re.split("[-_]", node.value.lower(), maxsplit=1)[0][:40]  # `en-GB`, `DE`
+        close = get_close_matches(word, LANGUAGES, 1)
+        code = word if _LANGUAGE.match(word) else LANGUAGES[close[0]] if close else ""
+        hint = f"did you mean `{code}`?" if code else "such as `en`, `de` or `ja`"
+        source.report(
+            node, f"`language` is two lower-case letters (ISO 639-1), not `{_value(node)}` (in {where})", hint
+        )
         return None
     low, high = value_range(spec)
     if low is not None and (node.value < low or (high is not None and node.value > high)):

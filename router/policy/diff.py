@@ -1,9 +1,12 @@
 """Two policy sets compared on recorded requests: who changes lane, what it costs, what cannot be said.
 
-Both sets are taken to have been in force all along: each remembers its own conversations, from the first request on.
-A request that stays on the model that served it keeps its recorded cost exactly. For another model its usage is priced
-anew: an estimate, as the length of another model's answer is not known; sums say how much of them is estimated. Money
-is added up only where cost (both ways) and baseline are known, as in the reports; the rest is counted.
+A request that one of the two revisions served is on that side exactly as recorded: rule, lane, model, cost, baseline;
+a lane it fell back to, too. Beyond these, both sets are taken to have been in force all along: each remembers its own
+conversations, from the first request on, and what they would have done is forecast.
+
+A forecast that stays on the model that served the request keeps its recorded cost exactly. For another model its usage
+is priced anew: an estimate, as the length of another model's answer is not known; sums say how much of them is
+estimated. Money is added up only where cost (both ways) and baseline are known, as in the reports; the rest is counted.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from typing import Any, NamedTuple
 from router.affinity.binding import Binding, bound
 from router.catalog.lookup import Catalog
 from router.policy.compile import PolicySet
-from router.policy.forecast import EARLIER_TURN, NEEDED, Forecast, Recorded, Side, facts_of, moved_usage, same_model
+from router.policy.forecast import EARLIER_TURN, Forecast, Recorded, Refusals, Side, Soundness
+from router.policy.moved import moved_usage, same_model
 from router.trace.export import usd
 from router.usage import Usage
 
@@ -106,6 +110,19 @@ class Group:
         }
 
 
+class Tally(NamedTuple):
+    """What a comparison has counted so far: plain enough to be sent from one process to another."""
+
+    numbers: tuple[int, int, int, int, int, int, int]
+    as_recorded: tuple[int, ...]
+    rules: dict[tuple[str, str, str], Group]
+    lanes: dict[tuple[str, str], Group]
+    undecided: dict[str, int]
+    stopped: tuple[dict[str, int], ...]
+    refused: tuple[dict[tuple[str, str], int], ...]
+    refused_requests: tuple[int, ...]
+
+
 class Comparison:
     """Takes recorded requests in the order of their start, then says what the two policy sets make of them.
 
@@ -115,8 +132,10 @@ class Comparison:
     def __init__(
         self, old: PolicySet, new: PolicySet, catalog: Catalog, *, most_conversations: int = MOST_CONVERSATIONS
     ) -> None:
-        self._sides = (Side(old, catalog), Side(new, catalog))
+        refusals = Refusals(catalog)
+        self._sides = (Side(old, catalog, refusals), Side(new, catalog, refusals))
         self._catalog = catalog
+        self._soundness = Soundness()
         self._most = most_conversations
         # (old, new) of each conversation, and whether its prompt cache is one of an hour
         self._talks: OrderedDict[str, tuple[Talk, Talk, bool]] = OrderedDict()
@@ -126,6 +145,7 @@ class Comparison:
         self._refused: tuple[dict[tuple[str, str], int], ...] = ({}, {})
         self._stopped: tuple[dict[str, int], ...] = ({}, {})
         self._refused_requests = [0, 0]
+        self._as_recorded = [0, 0]
         self._requests = self._unrouted = self._begun_before = self._forgotten = 0
         self._model_changes = self._caches_lost = self._caches_won = 0
 
@@ -133,56 +153,46 @@ class Comparison:
         """Compare one recorded request."""
         self._requests += 1
         record = seen.facts
-        if record is None or not record.keys() >= NEEDED:
+        if record is None or not self._soundness.has_needed(record):
             if not seen.policy:
                 self._unrouted += 1  # refused before any policy was asked: no policy changes that
                 return
-            self._count(self._undecided, "facts")
-            self._keep(self._key(seen, ""), Talk(EARLIER_TURN, ()), Talk(EARLIER_TURN, ()), False)
-            return
-        facts = facts_of(seen, record)
-        key = self._key(seen, facts.request_class or "")
+            record = None
+        key = self._key(seen, "" if record is None else record["request_class"] or "")
         found = self._talks.get(key)
         if found is None:
             found = (_NEW, _NEW, False)
-            self._begun_before += facts.conversation != "new"
+            self._begun_before += record is not None and record["conversation"] != "new"
         before_old, before_new, is_hour = found
         if seen.usage is not None and not seen.is_hit:
             tokens = seen.usage.tokens
             is_hour = tokens.cache_write_1h > 0 or (is_hour and not tokens.cache_write_5m)
-        old = self._sides[0].forecast(seen, record, facts, before_old.binding)
-        new = self._sides[1].forecast(seen, record, facts, before_new.binding)
+        old = self._sides[0].forecast(seen, record, before_old.binding)
+        new = self._sides[1].forecast(seen, record, before_new.binding)
         if isinstance(old, str) or isinstance(new, str):
             self._count(self._undecided, old if isinstance(old, str) else str(new))
-        is_first = facts.conversation == "new"
-        bill_old, after_old = self._step(seen, old, before_old, is_first, is_hour)
+        bill_old, after_old = self._step(seen, old, before_old, is_hour)
         if new == old and before_new == before_old:
             bill_new, after_new = bill_old, after_old
         else:
-            bill_new, after_new = self._step(seen, new, before_new, is_first, is_hour)
+            bill_new, after_new = self._step(seen, new, before_new, is_hour)
         self._keep(key, after_old, after_new, is_hour)
         if isinstance(old, Forecast) and isinstance(new, Forecast):
             self._book(seen, old, new, bill_old, bill_new)
 
-    def _step(
-        self, seen: Recorded, forecast: Forecast | str, before: Talk, is_first: bool, is_hour: bool
-    ) -> tuple[Bill, Talk]:
+    def _step(self, seen: Recorded, forecast: Forecast | str, before: Talk, is_hour: bool) -> tuple[Bill, Talk]:
         """What a request comes to on one side, and the conversation after it."""
         if isinstance(forecast, str):
             return Bill(None, None, False, None, None), Talk(EARLIER_TURN, before.warm)
-        if not forecast.model:
-            return Bill(0, 0, False, None, None), before
         bill = self._bill(seen, forecast, before, is_hour)
-        if not seen.is_answered:
+        if not forecast.model or not seen.is_answered:
             return bill, before
         binding = before.binding
         if forecast.stick != "none":
             binding = bound(
                 binding if isinstance(binding, Binding) else None,
-                is_first=is_first,
                 lane=forecast.lane,
                 model=forecast.model,
-                answered=forecast.model,
                 usage=None if seen.is_hit else bill.usage,
                 now_s=seen.started_at_s,
             )
@@ -198,9 +208,11 @@ class Comparison:
     def _bill(self, seen: Recorded, forecast: Forecast, before: Talk, is_hour: bool) -> Bill:
         usage, catalog = seen.usage, self._catalog
         has_read = usage is not None and usage.tokens.cache_read > 0 and not seen.is_hit
+        if not forecast.model and not forecast.is_recorded:
+            return Bill(0, 0, False, None, None)
         if seen.is_hit:
-            return Bill(0, seen.baseline_pusd, False, None, usage)
-        if same_model(forecast.model, seen.model_sent, catalog):
+            return Bill(seen.cost_pusd if forecast.is_recorded else 0, seen.baseline_pusd, False, None, usage)
+        if forecast.is_recorded or same_model(forecast.model, seen.model_sent, catalog):
             return Bill(seen.cost_pusd, seen.baseline_pusd, False, True if has_read else None, usage)
         if usage is None:
             return Bill(None, seen.baseline_pusd, False, None, None)
@@ -231,6 +243,7 @@ class Comparison:
                 self._caches_lost += bill_old.reads_cache is True and not bill_new.reads_cache
                 self._caches_won += bill_new.reads_cache is True and not bill_old.reads_cache
         for side, forecast in ((0, old), (1, new)):
+            self._as_recorded[side] += forecast.is_recorded
             if not forecast.model:
                 self._count(self._stopped[side], forecast.lane)
             if forecast.refused:
@@ -239,8 +252,11 @@ class Comparison:
                     self._count_refusal(self._refused[side], lane_and_reason)
 
     def _key(self, seen: Recorded, request_class: str) -> str:
-        """The conversation as `affinity.binding.binding_key` tells them apart, without the hashing."""
-        return f"{seen.conversation}\n{request_class}\n{seen.model_asked}"
+        """The conversation as the last of `affinity.binding.binding_keys` tells them apart, without the hashing.
+
+        What tells the conversations of one session apart beyond that (their first turns) is not recorded.
+        """
+        return f"{seen.conversation}\n{seen.policy}\n{request_class}\n{seen.model_asked}"
 
     def _keep(self, key: str, old: Talk, new: Talk, is_hour: bool) -> None:
         talks = self._talks
@@ -259,6 +275,41 @@ class Comparison:
         if refusal not in counts and len(counts) >= _MOST_REASONS:
             refusal = (refusal[0], "other reasons")
         counts[refusal] = counts.get(refusal, 0) + 1
+
+    def tally(self) -> Tally:
+        """All that was counted, for `merge` in another process; the conversations stay here."""
+        numbers = (
+            self._requests, self._unrouted, self._begun_before, self._forgotten, self._model_changes,
+            self._caches_lost, self._caches_won,
+        )  # fmt: skip
+        return Tally(
+            numbers, tuple(self._as_recorded), self._rules, self._lanes, self._undecided, self._stopped, self._refused,
+            tuple(self._refused_requests),
+        )  # fmt: skip
+
+    def merge(self, other: Tally) -> None:
+        """Add what was counted of other conversations, by a comparison of the same two policy sets."""
+        requests, unrouted, begun_before, forgotten, changes, lost, won = other.numbers
+        self._requests += requests
+        self._unrouted += unrouted
+        self._begun_before += begun_before
+        self._forgotten += forgotten
+        self._model_changes += changes
+        self._caches_lost += lost
+        self._caches_won += won
+        for rule, group in other.rules.items():
+            self._rules.setdefault(rule, Group()).merge(group)
+        for lanes, group in other.lanes.items():
+            self._lanes.setdefault(lanes, Group()).merge(group)
+        for mine, more in zip((self._undecided, *self._stopped), (other.undecided, *other.stopped), strict=True):
+            for name, count in more.items():
+                mine[name] = mine.get(name, 0) + count
+        for side in (0, 1):
+            self._as_recorded[side] += other.as_recorded[side]
+            self._refused_requests[side] += other.refused_requests[side]
+            counts = self._refused[side]
+            for refusal, count in other.refused[side].items():
+                counts[refusal] = counts.get(refusal, 0) + count
 
     def result(self) -> dict[str, Any]:
         """Everything found, as JSON data; money as exact `Decimal` dollars, the largest groups first.
@@ -289,17 +340,19 @@ class Comparison:
             "warm_caches_won": self._caches_won,
             "unknown_cost": total.unknown,
             "cost_change_usd": totals["cost_change_usd"],
-            **{name: {**totals[name], **self._side(side)} for side, name in enumerate(("old", "new"))},
+            **{name: {**totals[name], **self._side(side, total)} for side, name in enumerate(("old", "new"))},
             "conversations_begun_before": self._begun_before,
             "conversations_forgotten": self._forgotten,
             "rules": rules,
             "lanes": lanes,
         }
 
-    def _side(self, side: int) -> dict[str, Any]:
+    def _side(self, side: int, total: Group) -> dict[str, Any]:
         refusals = sorted(self._refused[side].items(), key=lambda item: (-item[1], item[0]))
         return {
             "revision": self._sides[side].policies.revision,
+            "as_recorded": self._as_recorded[side],
+            "forecast": total.requests - self._as_recorded[side],
             "not_sent": _sorted(self._stopped[side]),
             "swap_refused_requests": self._refused_requests[side],
             "swap_refusals": [{"lane": lane, "reason": reason, "requests": n} for (lane, reason), n in refusals],

@@ -1,6 +1,7 @@
-"""What one policy set would have done with a recorded request: the lane, the refusals on the way, the price.
+"""What one policy set would have done with a recorded request: the lane, and the refusals on the way.
 
-It walks as the router does: the rule's route, or the lane the client named, or the one the conversation is bound to;
+Under the revision that served the request it would have done what it did, and the record is the answer. Otherwise it
+walks as the router does: the rule's route, or the lane the client named, or the one the conversation is bound to;
 lanes whose model would refuse the request are left out; at last the model asked for. The body is not there, so the
 refusals are those that the facts can tell: the plainest request with these facts is put together and held against the
 model. Prefill, sampling, thinking in the conversation and the like are not in the facts.
@@ -9,47 +10,47 @@ model. Prefill, sampling, thinking in the conversation and the like are not in t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from router.affinity.binding import Binding
-from router.affinity.economics import tokens_ratio
 from router.affinity.keep import hold
-from router.catalog.lookup import Catalog, Model, add_up
+from router.catalog.lookup import Catalog
 from router.classify.label import Label
-from router.facts.inspect import Facts
-from router.facts.vocabulary import FACTS, HEADER_PREFIX, LABEL_FACTS
 from router.policy.compile import AS_ASKED_LANE, PolicySet
 from router.policy.decide import Decision
 from router.policy.unsure import RecordedPolicy
 from router.policy.written import Lane
 from router.swap.check import can_serve
-from router.usage import Iteration, Tokens, Usage
+from router.usage import Usage
 from router.wire.messages import MessagesRequest
 
 EARLIER_TURN = "an earlier turn"  # what is missing when a turn before could not be decided
 NAMED_LANE = "header.x-router-lane"
+_VIRTUAL = "auto"
 _API_VERSION = "2023-06-01"  # it only matters for sampling parameters, which are not recorded
 _FAR_TOO_MANY = 2**62  # what a count stands for that was too large for the trace store
 _MOST_IMAGES = 5_000  # put into a rebuilt request; no model takes as many
 _SHORT_PROMPT = 16_384  # tokens; what is asked first
-_MOST_KEPT = 50_000  # answers of `can_serve` remembered
-NEEDED = frozenset(
-    {
-        *(
-            "input_tokens",
-            "max_tokens",
-            "thinking",
-            "effort",
-            "forced_tool",
-            "structured_output",
-            "images",
-            "documents",
-        ),
-        *("tools", "betas", "conversation", "request_class"),
-    }
-)
-"""Facts without which nothing can be said of a request's route."""
-_FIELDS = frozenset(name for name in FACTS if name not in (*LABEL_FACTS, "code_share", "language"))
+_MOST_KEPT = 150_000  # about 250 bytes each: answers of `can_serve` remembered
+_TEXT: tuple[type, ...] = (str, type(None))
+_NEEDED: dict[str, tuple[type, ...]] = {
+    "input_tokens": (int,),
+    "max_tokens": (int, str, float, type(None)),
+    "thinking": _TEXT,
+    "effort": _TEXT,
+    "forced_tool": (bool,),
+    "structured_output": (bool,),
+    "images": (int,),
+    "documents": (int,),
+    "tools": (int,),
+    "betas": (list,),
+    "conversation": (str,),
+    "request_class": _TEXT,
+}
+_needed = itemgetter(*_NEEDED)
+_SHAPE = itemgetter("max_tokens", "thinking", "effort", "forced_tool", "structured_output", "images")
+_MOST_KINDS = 1_000  # combinations of types remembered; this program writes a few dozen
 
 
 class Recorded(NamedTuple):
@@ -57,7 +58,8 @@ class Recorded(NamedTuple):
 
     `facts` and `label` are None where none are recorded; `lacking` are the labels that a label leaves out.
     `is_answered` says that a whole answer was served, `has_named_lane` that the client asked for a lane by header.
-    Money is pico-dollars, None where unknown; `started_at_s` is Unix time.
+    `revision`, `rule` and `lane` say what served it; `kept_out` are the lanes that were left out on the way, each with
+    the first reason. Money is pico-dollars, None where unknown; `started_at_s` is Unix time.
     """
 
     started_at_s: float
@@ -75,12 +77,17 @@ class Recorded(NamedTuple):
     label: Label | None
     lacking: tuple[str, ...]
     facts: dict[str, Any] | None
+    revision: str
+    rule: str
+    lane: str
+    kept_out: tuple[tuple[str, str], ...]
 
 
 class Forecast(NamedTuple):
     """Where a request goes: `lane` and `model`, or a refusal (`denied`, `unknown target`) with an empty model.
 
-    `refused` are the lanes left out on the way, each with the first reason.
+    `refused` are the lanes left out on the way, each with the first reason. `is_recorded` says that this is what was
+    done, so that the recorded money is its money.
     """
 
     rule: str
@@ -88,25 +95,37 @@ class Forecast(NamedTuple):
     model: str
     stick: str
     refused: tuple[tuple[str, str], ...] = ()
+    is_recorded: bool = False
 
 
-def facts_of(seen: Recorded, record: Mapping[str, Any]) -> Facts:
-    """The facts as recorded; names that this version does not know are passed over."""
-    plain = dict(record)
-    headers = {}
-    for name in record.keys() - _FIELDS:
-        value = plain.pop(name)
-        if name.startswith(HEADER_PREFIX) and value is not None:
-            headers[name[len(HEADER_PREFIX) :]] = value
-    facts = Facts(**plain)
-    facts.headers = headers
-    if "language" in record:
-        facts._language, facts._has_language = record["language"], True
-    if "code_share" in record:
-        facts._code_share = record["code_share"]
-    facts.requested_model = seen.model_asked  # recorded in full there
-    facts._conversation_key = seen.conversation
-    return facts
+_UNKNOWN_TARGET = Forecast("", "unknown target", "", "none")
+
+
+class Soundness:
+    """Whether a record has the facts without which nothing can be said of a request's route, each of its type.
+
+    A trace store is a file that other programs can write to. Types seen before are remembered, in bounded number.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[type, ...], bool] = {}
+
+    def has_needed(self, record: Mapping[str, Any]) -> bool:
+        """Whether `Side.forecast` can take this record."""
+        try:
+            values = _needed(record)
+        except KeyError:
+            return False
+        kinds = tuple(map(type, values))
+        is_sound = self._known.get(kinds)
+        if is_sound is None:
+            if len(self._known) >= _MOST_KINDS:
+                self._known.clear()
+            fits = zip(kinds, _NEEDED.values(), strict=True)
+            is_sound = self._known[kinds] = all(kind in wanted for kind, wanted in fits)
+        return is_sound and (not record["betas"] or all(isinstance(beta, str) for beta in record["betas"]))
 
 
 class _Verdict:
@@ -120,34 +139,118 @@ class _Verdict:
         self.refused_from = _FAR_TOO_MANY
 
 
+class Refusals:
+    """Which models would refuse a recorded request, as far as its facts tell: `can_serve`, remembered.
+
+    Answers are remembered by what they depend on. The length of the prompt is looked at apart: a longer one can only
+    add a reason, so between what was taken and what was refused nothing need be asked again. Bounded in size.
+    """
+
+    __slots__ = ("_catalog", "_known", "_record", "_shapes", "_verdicts")
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._shapes: dict[Any, dict[Any, _Verdict]] = {}
+        self._known = 0  # verdicts in all shapes together
+        self._record: Mapping[str, Any] = {}
+        self._verdicts: dict[Any, _Verdict] = {}  # of the shape of `_record`, asked for several models in a row
+
+    def reason(self, record: Mapping[str, Any], target: str, asked: str | None, edits: tuple[str, ...]) -> str:
+        """Why a model must not get this request; empty when it may. `asked` is None for a virtual model."""
+        if record is not self._record:
+            self._record = record
+            shape = (*_SHAPE(record), record["documents"] > 0, record["tools"] > 0, *record["betas"])
+            verdicts = self._shapes.get(shape)
+            if verdicts is None or self._known >= _MOST_KEPT:
+                if self._known >= _MOST_KEPT:
+                    self._shapes.clear()
+                    self._known = 0
+                verdicts = self._shapes[shape] = {}
+            self._verdicts = verdicts
+        key = (target, asked, edits)
+        known = self._verdicts.get(key)
+        if known is None:
+            known = self._verdicts[key] = _Verdict()
+            self._known += 1
+        tokens = record["input_tokens"]
+        if tokens <= known.taken_to:
+            return ""
+        if known.reason:
+            return known.reason
+        if tokens < known.refused_from:
+            # Asked with room to spare, so that the next one need not ask again.
+            roomy = max(_SHORT_PROMPT, 1 << tokens.bit_length())
+            if not self._ask(record, target, asked, edits, roomy):
+                known.taken_to = roomy
+                return ""
+            if known.taken_to < 0:
+                known.reason = self._ask(record, target, asked, edits, 0)
+                if known.reason:
+                    return known.reason
+            if not self._ask(record, target, asked, edits, tokens):
+                known.taken_to = tokens
+                return ""
+            known.refused_from = tokens
+        return "the prompt may be too long for the context window"
+
+    def _ask(
+        self, record: Mapping[str, Any], target: str, asked: str | None, edits: tuple[str, ...], input_tokens: int
+    ) -> str:
+        model = self._catalog.find(target)
+        if model is None:
+            return f"model `{target}` is not in the catalogue"
+        verdict = can_serve(
+            rebuilt(_VIRTUAL if asked is None else asked, record),
+            model,
+            asked=None if asked is None else self._catalog.find(asked),
+            api_version=_API_VERSION,
+            betas=tuple(record["betas"]),
+            input_tokens=input_tokens,
+            edits=edits,
+        )
+        return "" if verdict.is_ok else verdict.reasons[0]
+
+
 class Side:
     """One policy set against recorded requests. What it remembers is of bounded size and changes no answer."""
 
-    def __init__(self, policies: PolicySet, catalog: Catalog) -> None:
+    def __init__(self, policies: PolicySet, catalog: Catalog, refusals: Refusals) -> None:
         self.policies = policies
         self._catalog = catalog
         self._asked = {name: RecordedPolicy(policy) for name, policy in policies.policies.items()}
-        self._verdicts: dict[Any, _Verdict] = {}
+        self._refusals = refusals
+        self._revision = policies.revision
+        # (policy, rule) → what the rule says of conversations, and whether it denies
+        self._rules = {
+            (name, rule.name): (rule.stick, rule.deny is not None)
+            for name, policy in policies.policies.items()
+            for rule in policy.rules
+        }
 
     def forecast(
-        self, seen: Recorded, record: Mapping[str, Any], facts: Facts, binding: Binding | str | None
+        self, seen: Recorded, record: Mapping[str, Any] | None, binding: Binding | str | None
     ) -> Forecast | str:
-        """Where the request goes, or the name of what is missing to say so.
+        """Where the request goes, or the name of what is missing to say so; what was done where this revision did it.
 
-        `binding` is where the conversation is bound, a text when that is not known.
+        `record` are the facts, None when they are not all there; `binding` is where the conversation is bound, a text
+        when that is not known.
         """
+        if seen.revision == self._revision:
+            return self._served(seen)
+        if record is None:
+            return "facts"
         policy = self._asked.get(seen.policy)
         if policy is None:
-            return Forecast("", "unknown target", "", "none")
-        decision = policy.decide(record, facts, seen.label, seen.lacking)
+            return _UNKNOWN_TARGET
+        asked = seen.model_asked
+        decision = policy.decide(record, asked, seen.conversation, seen.label, seen.lacking)
         if isinstance(decision, str):
             return decision
         if decision.deny is not None:
             return Forecast(decision.rule, "denied", "", "none")
-        asked = seen.model_asked
-        is_virtual = asked == "auto" or asked.startswith("lane:")
+        is_virtual = asked == _VIRTUAL or asked.startswith("lane:")
         route = decision.route
-        if asked.startswith("lane:"):
+        if is_virtual and asked != _VIRTUAL:
             lane = self.policies.lanes.get(asked[5:])
             if lane is None or lane.model is None:
                 return Forecast(decision.rule, "unknown target", "", "none")
@@ -158,19 +261,27 @@ class Side:
                 return named
             if named is not None:
                 route = (named, *(lane for lane in route if lane is not named))
-            elif facts.conversation != "new" and binding is not None:
+            elif binding is not None and record["conversation"] != "new":
                 if isinstance(binding, str):
                     if decision.stick in ("conversation", "economic"):
                         return EARLIER_TURN
                 else:
                     route = self._held(seen, decision, binding, is_virtual)
-        return self._walk(seen, record, decision, route, is_virtual)
+        return self._walk(record, asked, decision, route, is_virtual)
+
+    def _served(self, seen: Recorded) -> Forecast:
+        """What this revision did, as recorded."""
+        stick, denies = self._rules.get((seen.policy, seen.rule), ("conversation", False))
+        if seen.model_sent:
+            return Forecast(seen.rule, seen.lane, seen.model_sent, stick, seen.kept_out, is_recorded=True)
+        lane = "denied" if denies else "unknown target" if seen.model_asked.startswith("lane:") else "ended early"
+        return Forecast(seen.rule, lane, "", "none", seen.kept_out, is_recorded=True)
 
     def _named(self, seen: Recorded, record: Mapping[str, Any], decision: Decision) -> Lane | str | None:
         """The lane that the client named and may have; a text when a lane was named that is not recorded."""
         name = record.get(NAMED_LANE)
-        if name is None:
-            return NAMED_LANE if seen.has_named_lane else None
+        if not isinstance(name, str):
+            return None if name is None and not seen.has_named_lane else NAMED_LANE
         lane = self.policies.lanes.get(name.strip())
         return lane if lane is not None and lane in decision.offers else None
 
@@ -189,6 +300,7 @@ class Side:
             lanes=self.policies.lanes,
             catalog=self._catalog,
             now_s=seen.started_at_s,
+            is_always_priced=False,
         )
         if found.lane is None:
             return decision.route
@@ -196,18 +308,18 @@ class Side:
 
     def _walk(
         self,
-        seen: Recorded,
         record: Mapping[str, Any],
+        asked: str,
         decision: Decision,
         route: tuple[Lane, ...],
         is_virtual: bool,
     ) -> Forecast:
-        asked, rule, stick = seen.model_asked, decision.rule, decision.stick
+        rule, stick = decision.rule, decision.stick
         refused: tuple[tuple[str, str], ...] = ()
         for lane in route:
             model = self._model(lane.model, asked, is_virtual)
             if model != asked and asked != f"lane:{lane.name}":
-                reason = self._refusal(seen, record, model, None if is_virtual else asked, decision.edits)
+                reason = self._refusals.reason(record, model, None if is_virtual else asked, decision.edits)
                 if reason:
                     refused = (*refused, (lane.name, reason))
                     continue
@@ -216,68 +328,6 @@ class Side:
             default = self.policies.default_lane
             return Forecast(rule, default.name, default.model or "", stick, refused)
         return Forecast(rule, AS_ASKED_LANE.name, asked, stick, refused)
-
-    def _refusal(
-        self, seen: Recorded, record: Mapping[str, Any], target: str, asked: str | None, edits: tuple[str, ...]
-    ) -> str:
-        """Why a model must not get this request, as far as the facts tell; empty when it may.
-
-        Answers are remembered by what they depend on. The length of the prompt is looked at apart: a longer one can
-        only add a reason, so between what was taken and what was refused nothing need be asked again.
-        """
-        key = (
-            target, asked, edits, record["max_tokens"], record["thinking"], record["effort"], record["forced_tool"],
-            record["structured_output"], record["images"], record["documents"] > 0, record["tools"] > 0,
-            tuple(record["betas"]),
-        )  # fmt: skip
-        tokens = record["input_tokens"]
-        known = self._verdicts.get(key)
-        if known is None:
-            if len(self._verdicts) >= _MOST_KEPT:
-                self._verdicts.clear()
-            known = self._verdicts[key] = _Verdict()
-        if tokens <= known.taken_to:
-            return ""
-        if known.reason:
-            return known.reason
-        if tokens < known.refused_from:
-            # Asked with room to spare, so that the next one need not ask again.
-            roomy = max(_SHORT_PROMPT, 1 << tokens.bit_length())
-            if not self._ask(seen, record, target, asked, edits, roomy):
-                known.taken_to = roomy
-                return ""
-            if known.taken_to < 0:
-                known.reason = self._ask(seen, record, target, asked, edits, 0)
-                if known.reason:
-                    return known.reason
-            if not self._ask(seen, record, target, asked, edits, tokens):
-                known.taken_to = tokens
-                return ""
-            known.refused_from = tokens
-        return "the prompt may be too long for the context window"
-
-    def _ask(
-        self,
-        seen: Recorded,
-        record: Mapping[str, Any],
-        target: str,
-        asked: str | None,
-        edits: tuple[str, ...],
-        input_tokens: int,
-    ) -> str:
-        model = self._catalog.find(target)
-        if model is None:
-            return f"model `{target}` is not in the catalogue"
-        verdict = can_serve(
-            rebuilt(seen.model_asked, record),
-            model,
-            asked=None if asked is None else self._catalog.find(asked),
-            api_version=_API_VERSION,
-            betas=tuple(record["betas"]),
-            input_tokens=input_tokens,
-            edits=edits,
-        )
-        return "" if verdict.is_ok else verdict.reasons[0]
 
 
 def rebuilt(model: str, record: Mapping[str, Any]) -> MessagesRequest:
@@ -310,53 +360,3 @@ def rebuilt(model: str, record: Mapping[str, Any]) -> MessagesRequest:
     if record["forced_tool"]:
         body["tool_choice"] = {"type": "any"}
     return MessagesRequest(b"", body, model, (0, 0), False, False)
-
-
-def moved_usage(usage: Usage, source: str, target: str, catalog: Catalog, *, is_warm: bool, is_hour: bool) -> Usage:
-    """A recorded usage of `source` as it may be on `target`: an estimate.
-
-    Counts are converted between tokenizers, the answer is taken to be as long in words. Unless the conversation
-    `is_warm` there, what was read from the provider's prompt cache is written anew (for an hour if `is_hour`); what is
-    too short for a prompt cache there is paid in full. Of several calls in one request only the first finds it cold.
-    """
-    ratio = tokens_ratio(source, target, catalog)
-    model = catalog.find(target)
-    least = 0 if model is None else model.min_cacheable_tokens
-    if not usage.iterations:
-        top = _moved(usage.tokens, ratio, least, is_warm, is_hour)
-        return Usage(top, 0, usage.web_searches, (), usage.service_tier, usage.geo, usage.speed)
-    calls = list(usage.iterations)
-    own = [at for at, call in enumerate(calls) if call.model is None or same_model(call.model, source, catalog)]
-    is_first = True
-    was_sum = add_up([call.tokens for call in calls if call.kind == "message"]) == usage.tokens
-    for at in own:
-        tokens = _moved(calls[at].tokens, ratio, least, is_warm or not is_first, is_hour)
-        calls[at] = Iteration(calls[at].kind, calls[at].model, tokens)
-        is_first = False
-    if was_sum:
-        top = add_up([call.tokens for call in calls if call.kind == "message"])
-    else:
-        top = _moved(usage.tokens, ratio, least, is_warm, is_hour)
-    return Usage(top, 0, usage.web_searches, tuple(calls), usage.service_tier, usage.geo, usage.speed)
-
-
-def _moved(tokens: Tokens, ratio: float, least: int, is_warm: bool, is_hour: bool) -> Tokens:
-    input_, output = round(tokens.input * ratio), round(tokens.output * ratio)
-    read = round(tokens.cache_read * ratio)
-    five, hour = round(tokens.cache_write_5m * ratio), round(tokens.cache_write_1h * ratio)
-    if read + five + hour < least:
-        return Tokens(input_ + read + five + hour, 0, 0, 0, output)
-    if not is_warm and read:
-        if is_hour:
-            read, hour = 0, hour + read
-        else:
-            read, five = 0, five + read
-    return Tokens(input_, read, five, hour, output)
-
-
-def same_model(one: str, other: str, catalog: Catalog) -> bool:
-    """Whether two names (ids or aliases) are one model."""
-    if one == other:
-        return True
-    known: Model | None = catalog.find(one)
-    return known is not None and known is catalog.find(other)

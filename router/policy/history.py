@@ -30,7 +30,8 @@ ROLLBACK_MARK = ".rollback"  # stands in a policies folder while it is being rol
 _BESIDE = ".new"
 _META = "meta.json"
 _TRIES = 5
-_META_BYTES = 4096
+_META_BYTES = 256 * 1024
+_LATEST_S = 253_402_300_799.0  # the last second of the year 9999, after which there are no dates
 _REVISION_CHARS = 12
 _HEX = frozenset("0123456789abcdef")
 _UNFINISHED = ".new-"
@@ -42,13 +43,15 @@ _SAME_EVENT_S = 30.0  # a router takes what `rollback` wrote within this
 class Entry:
     """One revision of the history.
 
-    `taken_at` is Unix time in seconds. `how` it came there: `start` and `reload` of a router, `rollback` of the command
-    line, `replaced` (it stood in the folder when a rollback took its place, in force or not).
+    `taken_at` is Unix time in seconds, 0 where what is written there is no time. `files` are the names of its policy
+    files, empty where an older version wrote the entry. `how` it came there: `start` and `reload` of a router,
+    `rollback` of the command line, `replaced` (it stood in the folder when a rollback took its place, in force or not).
     """
 
     revision: str
     taken_at: float
     how: How
+    files: tuple[str, ...] = ()
 
 
 class PolicyHistory:
@@ -129,8 +132,9 @@ class PolicyHistory:
         entry = self.find(prefix)
         place = self.folder / entry.revision
         try:
-            names = sorted(name for name in os.listdir(place) if name != _META)
-            files = {name: (place / name).read_bytes() for name in names}
+            # What else lies there is not ours, and does no harm.
+            names = entry.files or [name for name in os.listdir(place) if is_policy_file(name)]
+            files = {name: (place / name).read_bytes() for name in sorted(names) if os.path.isfile(place / name)}
         except OSError as exc:
             raise PolicyError(f"{place}: cannot be read: {exc.strerror or type(exc).__name__}") from exc
         if revision_of(files) != entry.revision:
@@ -146,14 +150,14 @@ class PolicyHistory:
         known = self._entry(revision)
         if known is not None and self._is_whole(place, revision):
             is_rollback = known.how == "rollback" and how == "reload" and self._now() - known.taken_at < _SAME_EVENT_S
-            self._write_meta(place, revision, "rollback" if is_rollback else how)
+            self._write_meta(place, revision, "rollback" if is_rollback else how, files)
             return
         made = self._unfinished()
         try:
             made.mkdir()
             for name, data in files.items():
                 _write_file(made / name, data)
-            self._write_meta(made, revision, how)
+            self._write_meta(made, revision, how, files)
             if place.exists():  # damaged: out of the way
                 _remove(place)
             try:
@@ -164,8 +168,8 @@ class PolicyHistory:
         finally:
             shutil.rmtree(made, ignore_errors=True)
 
-    def _write_meta(self, place: Path, revision: str, how: How) -> None:
-        meta = json.dumps({"revision": revision, "taken_at": round(self._now(), 3), "how": how})
+    def _write_meta(self, place: Path, revision: str, how: How, files: Mapping[str, bytes]) -> None:
+        meta = json.dumps({"revision": revision, "taken_at": round(self._now(), 3), "how": how, "files": sorted(files)})
         path = self._unfinished()
         try:
             _write_file(path, meta.encode())
@@ -189,11 +193,16 @@ class PolicyHistory:
         try:
             with open(self.folder / revision / _META, "rb") as file:
                 meta = json.loads(file.read(_META_BYTES))
-            taken_at, how = float(meta["taken_at"]), meta["how"]
-        except (OSError, ValueError, KeyError, TypeError):
+            taken_at, how, names = float(meta["taken_at"]), meta["how"], meta.get("files", [])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return None
-        is_right = meta.get("revision") == revision and how in get_args(How) and taken_at == taken_at
-        return Entry(revision, taken_at, how) if is_right else None
+        if meta.get("revision") != revision or how not in get_args(How) or not isinstance(names, list):
+            return None
+        if not all(isinstance(name, str) and is_policy_file(name) and name == os.path.basename(name) for name in names):
+            return None
+        # Whoever wrote a time that is none: the files are held against their hash, so the entry still serves, as the
+        # oldest one.
+        return Entry(revision, taken_at if 0 <= taken_at <= _LATEST_S else 0.0, how, tuple(names))
 
     def _prune(self) -> None:
         for entry in self.entries()[self._most :]:

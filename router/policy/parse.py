@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from unicodedata import category
 
 from router.policy.grammar import (
     CACHE_KEYS,
@@ -39,6 +40,8 @@ from router.policy.grammar import (
 from router.policy.source import Node, Source
 from router.policy.words import duration_s, is_name, near, seen, shown, size_bytes
 from router.policy.written import CacheDirective, LaneEntry, Lanes, Policy, Rule, Stick, Swap, Test
+
+_CONTROLS = ("Cc", "Zl", "Zp")  # of Unicode: control characters, separators of lines and paragraphs
 
 
 def parse_policy(name: str, source: Source) -> Policy | None:
@@ -160,6 +163,16 @@ class _Reader:
         )
         return None
 
+    def line(self, node: Node, what: str) -> str | None:
+        """A text that goes into headers, logs and lines of reports: no line breaks, no other control characters."""
+        text = self.text(node, what)
+        odd = next((char for char in text or "" if category(char) in _CONTROLS), None)
+        if odd is None:
+            return text
+        hint = "a block scalar that ends in `-`, as in `>-`, is one line" if odd == "\n" else "take it out"
+        self._source.report(node, f"{what} holds the control character U+{ord(odd):04X}", hint)
+        return None
+
     def choice(self, node: Node | None, what: str, choices: tuple[str, ...]) -> Any:
         """One of `choices`; the first of them when nothing or another thing stands there."""
         if node is None:
@@ -207,7 +220,7 @@ class _Reader:
             when=keys.get("when"),
             route=self.route(keys["route"], what) if "route" in keys else (),
             split=self.weights(keys["split"], what) if "split" in keys else (),
-            deny=self.text(deny, f"`deny` of {what}") if deny is not None else None,
+            deny=self.line(deny, f"`deny` of {what}") if deny is not None else None,
             retries=retry.value if retry is not None else 0,
             timeout_s=self.duration(timeout, f"`timeout` of {what}") if timeout is not None else None,
             cache=self.cache(keys["cache"], what) if "cache" in keys else None,
@@ -222,7 +235,7 @@ class _Reader:
         if node is None:
             return ()
         nodes = node.value if node.kind == "list" else (node,)
-        return tuple(text for item in nodes if (text := self.text(item, f"an entry of {what}")) is not None)
+        return tuple(text for item in nodes if (text := self.line(item, f"an entry of {what}")) is not None)
 
     def swap(self, node: Node | None, what: str) -> tuple[Swap, tuple[str, ...]]:
         """`strict`, `adapt` (every edit), or `{adapt: [names]}` (only these)."""
@@ -299,7 +312,7 @@ class _Reader:
         keys = self.keys(node, TEST_KEYS, "a test")
         if keys is None:
             return None
-        name = self.text(keys["name"], "`name` of a test") if "name" in keys else None
+        name = self.line(keys["name"], "`name` of a test") if "name" in keys else None
         what = f"test `{name}`" if name else "a test"
         if ("request" in keys) == ("given" in keys):
             self._source.report(node, f"{what} must have either `request` or `given`")

@@ -1,18 +1,22 @@
 """Which rules can never decide: conditions that contradict themselves, and rules that an earlier one covers.
 
 A conjunction is boiled down to one domain per fact: the values it may have. Two domains can be compared. What cannot be
-boiled down (`matches`, `any`, `not`) is compared by its wording, so the answer errs towards "reachable" and never
-refuses a rule that could match.
+boiled down (`matches`, `any`, `not`) is compared by its form, so the answer errs towards "reachable" and never refuses
+a rule that could match.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from router.facts.vocabulary import FactSpec, fact_spec
+from router.facts.inspect import Facts
+from router.facts.vocabulary import LABEL_FACTS, FactSpec, fact_spec
 from router.policy.conditions import Clause, value_range
+
+_MOST_FILTERED = 100  # values, and clauses, of one fact that are tried on each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,8 @@ class Domain:
     allowed: frozenset[Any] | None = None
     refused: frozenset[Any] = frozenset()
     is_present: bool | None = None  # None: not asked
-    worded: frozenset[str] = frozenset()
+    worded: frozenset[Hashable] = frozenset()  # what only holds of some texts, by `_form`
+    texts: tuple[Clause, ...] = ()  # the same as clauses
 
     def may_be(self, value: Any) -> bool:
         """Whether the fact may be `value`."""
@@ -76,39 +81,63 @@ class Domain:
         )
 
 
-Domains = Mapping[str, Domain]
+Domains = Mapping[Hashable, Domain]
 _ANYTHING = Domain()
 
 
 def domains(clauses: tuple[Clause, ...]) -> Domains:
-    """The domain of each fact that a conjunction names; parts that are worded stand under their own wording."""
-    found: dict[str, Domain] = {}
+    """The domain of each fact that a conjunction names; parts that nest stand under their own form."""
+    found: dict[Hashable, Domain] = {}
     for clause in clauses:
-        if clause.parts:
-            found[clause.holds] = Domain(worded=frozenset((clause.holds,)))
-            continue
-        spec = fact_spec(clause.fact)
-        if spec is not None:
-            found[clause.fact] = _narrow(found.get(clause.fact, _ANYTHING), clause, spec)
-    return {name: _bounded(domain, name) for name, domain in found.items()}
+        _add(found, found, clause)
+    return found
 
 
-def never_holds(clauses: tuple[Clause, ...]) -> Clause | None:
-    """The clause at which a conjunction is seen to contradict itself; None when it may hold."""
-    by_fact: dict[str, tuple[Clause, ...]] = {}
+def never_holds(clauses: tuple[Clause, ...], around: ChainMap[Hashable, Domain] | None = None) -> Clause | None:
+    """The clause at which a conjunction is seen to contradict itself; None when it may hold.
+
+    `around` are the domains of what must hold besides, such as the clauses that stand beside an `any`.
+    """
+    own: dict[Hashable, Domain] = {}
+    found: ChainMap[Hashable, Domain] = ChainMap(own, *(around.maps if around is not None else ()))
     for clause in clauses:
-        if clause.operator == "any" and all(never_holds(part) is not None for part in clause.parts):
+        if not clause.parts and _add(own, found, clause).is_empty():
             return clause
-        if not clause.parts:
-            same = by_fact[clause.fact] = (*by_fact.get(clause.fact, ()), clause)
-            if domains(same)[clause.fact].is_empty():
-                return clause
+    for clause in clauses:
+        if clause.operator == "any" and all(never_holds(part, found) is not None for part in clause.parts):
+            return clause
+        if clause.operator == "not" and covers(domains(clause.parts[0]), found):
+            return clause
     return None
 
 
 def covers(wide: Domains, narrow: Domains) -> bool:
     """Whether a conjunction with the domains `wide` holds wherever one with the domains `narrow` does."""
     return all(domain.covers(narrow.get(name, _ANYTHING)) for name, domain in wide.items())
+
+
+def _add(own: dict[Hashable, Domain], known: Domains, clause: Clause) -> Domain:
+    """Narrow the domain of a clause's fact, as `known` has it, and put it into `own`."""
+    spec = None if clause.parts else fact_spec(clause.fact)
+    if spec is None:
+        domain = own[_form(clause)] = Domain(worded=frozenset((_form(clause),)))
+    else:
+        narrowed = _narrow(known.get(clause.fact, _ANYTHING), clause, spec)
+        domain = own[clause.fact] = _bounded(narrowed, clause.fact)
+    return domain
+
+
+def _form(clause: Clause) -> Hashable:
+    """What a clause says, whole, so that two of one form hold of the same requests."""
+    operand = clause.operand
+    return (clause.fact, clause.operator, operand, tuple(tuple(map(_form, part)) for part in clause.parts))
+
+
+def _filtered(values: frozenset[Any], clause: Clause, spec: FactSpec) -> frozenset[Any]:
+    """Those of the values of a text fact of which a clause holds."""
+    if spec.kind != "text" or spec.name in LABEL_FACTS or len(values) > _MOST_FILTERED:
+        return values
+    return frozenset(value for value in values if clause.check(Facts.given({spec.name: value}), None))
 
 
 def _bounded(domain: Domain, fact: str) -> Domain:
@@ -132,12 +161,16 @@ def _narrow(domain: Domain, clause: Clause, spec: FactSpec) -> Domain:
         return replace(domain, is_present=operand)
     if operator in ("equals", "in") and spec.kind != "list":
         values = frozenset(operand if operator == "in" else (operand,))
+        for text in domain.texts[:_MOST_FILTERED]:
+            values = _filtered(values, text, spec)
         return replace(domain, allowed=values if domain.allowed is None else domain.allowed & values)
     if operator == "not_in":
         return replace(domain, refused=domain.refused | frozenset(operand))
     if operator in ("lt", "lte", "gt", "gte"):
         return _bound(domain, operator, operand, spec)
-    return replace(domain, worded=domain.worded | {clause.holds})
+    texts = (*domain.texts, clause)
+    allowed = None if domain.allowed is None else _filtered(domain.allowed, clause, spec)
+    return replace(domain, worded=domain.worded | {_form(clause)}, texts=texts, allowed=allowed)
 
 
 def _bound(domain: Domain, operator: str, operand: float, spec: FactSpec) -> Domain:

@@ -19,8 +19,10 @@ from yaml._yaml import CParser
 MAX_FILE_BYTES = 1024 * 1024
 MAX_FOLDER_BYTES = 4 * MAX_FILE_BYTES
 MAX_DEPTH = 40
+MAX_LINES = 50_000
 MAX_NODES = 25_000  # a thousand rules of two dozen values each
 MAX_DIAGNOSTICS = 200  # of one folder: enough to work on, and a bound on what a broken file can cost
+_MOST_NUMBER_CHARS = 64
 _SHOWN_CHARS = 140  # of a source line
 
 # `unclear` is a value that has been complained of already; nothing more is said about it.
@@ -68,15 +70,15 @@ class Diagnostic:
     def render(self) -> str:
         """The diagnostic as people read it: place and message, the source line, a caret under it, the hint."""
         if not self.line:
-            text = f"{self.file}: {_visible(self.message)}"
+            text = f"{self.file}: {visible(self.message)}"
         else:
-            text = f"{self.file}:{self.line}:{self.col}: {_visible(self.message)}"
+            text = f"{self.file}:{self.line}:{self.col}: {visible(self.message)}"
             if self.source.strip():
                 start = max(0, self.col - 1 - _SHOWN_CHARS // 2) if len(self.source) > _SHOWN_CHARS else 0
                 shown = self.source[start : start + _SHOWN_CHARS].rstrip()
                 caret = "^" * max(1, min(self.width, len(shown) - (self.col - 1 - start)))
-                text += f"\n{self.line:>5} | {_visible(shown)}\n      | {' ' * (self.col - 1 - start)}{caret}"
-        return f"{text}\n  hint: {_visible(self.hint)}" if self.hint else text
+                text += f"\n{self.line:>5} | {visible(shown)}\n      | {' ' * (self.col - 1 - start)}{caret}"
+        return f"{text}\n  hint: {visible(self.hint)}" if self.hint else text
 
 
 @dataclass(slots=True)
@@ -115,7 +117,7 @@ def render(diagnostics: list[Diagnostic]) -> str:
 
 def read_source(name: str, data: bytes, label: str = "") -> Source:
     """Read one file. Never raises: what is wrong is in `diagnostics`, and then `root` may be None."""
-    source = Source(name, label or name, [])
+    source = Source(name, visible(label or name), [])
     if len(data) > MAX_FILE_BYTES:
         source.report(
             None, f"{len(data):,} bytes, at most {MAX_FILE_BYTES:,} are read", "split the policy into several"
@@ -135,6 +137,11 @@ def read_source(name: str, data: bytes, label: str = "") -> Source:
             source.report_place(line, col, message, "take it out, or write it as an escape in double quotes")
             return source
     source.lines = text.splitlines()
+    if len(source.lines) > MAX_LINES:
+        problem = f"{len(source.lines):,} lines, at most {MAX_LINES:,} are read"
+        source.lines = []
+        source.report(None, problem, "split the policy into several")
+        return source
     for number, line_text in enumerate(source.lines, 1):
         indent = line_text[: len(line_text) - len(line_text.lstrip())]
         if "\t" in indent and line_text.strip():
@@ -271,8 +278,11 @@ class _Builder:
 
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})\Z")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})\.[0-9]{1,18}\Z")
+# What may run on without end among the forms below: it is refused by its length, before a slower expression sees it.
+_LIKE_A_NUMBER = re.compile(r"[-+.]{0,2}[0-9][-+0-9A-Fa-fxo_.:]*\Z")
 _YES_NO = frozenset(("yes", "no", "on", "off", "y", "n"))
 _QUOTE = 'quote it if it is meant as text: "…"'
+_DATE = (re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?\Z"), "is a date to some YAML readers", _QUOTE)
 _SURPRISES = (
     (re.compile(r"[-+]?0[0-9_]+\Z"), "is octal to some YAML readers", "leave the leading zeros out, or quote it"),
     (re.compile(r"[-+]?0[xob][0-9a-fA-F_]+\Z"), "is not a decimal number", "write it in decimal, or quote it"),
@@ -280,7 +290,7 @@ _SURPRISES = (
     (re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.?[0-9]*)[eE][-+]?[0-9]+\Z"), "is a number to some YAML readers only",
      "write the number out, or quote it"),
     (re.compile(r"[-+]?\.(inf|Inf|INF)\Z|\.(nan|NaN|NAN)\Z"), "is not a number that can be compared", _QUOTE),
-    (re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?\Z"), "is a date to some YAML readers", _QUOTE),
+    _DATE,
     (re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)\Z"), "is not a number as we write them",
      "digits, at most one point with digits on both sides, no `+`, no `_`; or quote it"),
 )  # fmt: skip
@@ -294,11 +304,13 @@ def resolve(text: str) -> tuple[NodeKind, Any, tuple[str, str] | None]:
         return "null", None, None
     first = text[0]
     if first.isdigit() or first in "-+.":
+        if len(text) > _MOST_NUMBER_CHARS and _LIKE_A_NUMBER.match(text):
+            return "text", text, ("is too long for a number", "quote it if it is meant as text")
         if _INTEGER.match(text):
             return "integer", int(text), None
         if _NUMBER.match(text):
             return "number", float(text), None
-        for pattern, problem, hint in _SURPRISES:
+        for pattern, problem, hint in _SURPRISES if len(text) <= _MOST_NUMBER_CHARS else (_DATE,):
             if pattern.match(text):
                 return "text", text, (problem, hint)
     lower = text.lower()
@@ -310,8 +322,11 @@ def resolve(text: str) -> tuple[NodeKind, Any, tuple[str, str] | None]:
     return "text", text, None
 
 
-def _visible(text: str) -> str:
-    """Text for a terminal or a log: a control character, which could rewrite either, shows as a dot."""
+def visible(text: str) -> str:
+    """Text for a terminal or a log: a control character, which could rewrite either, shows as a dot.
+
+    So does half of a surrogate pair, which is how a byte of a file's name that is not UTF-8 reads.
+    """
     return text if text.isprintable() else "".join(char if char.isprintable() else "·" for char in text)
 
 

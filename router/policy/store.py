@@ -12,7 +12,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from router.errors import PolicyError
 from router.policy.check import revision_of
 from router.policy.compile import PolicySet
 from router.policy.history import ROLLBACK_MARK, Entry, How, PolicyHistory, is_policy_file
-from router.policy.source import MAX_FOLDER_BYTES
+from router.policy.source import MAX_FOLDER_BYTES, visible
 
 CompileFolder = Callable[[Mapping[str, bytes]], PolicySet]
 
@@ -57,7 +57,7 @@ def read_folder(folder: Path, *, is_rollback: bool = False) -> dict[str, bytes]:
         room = MAX_FOLDER_BYTES + 1  # one byte over is enough to know
         for name in names:
             if not os.path.isfile(root / name):  # a pipe would be waited for, a folder or a dead link cannot be read
-                raise PolicyError(f"{folder}/{name}: not a file", hint="take it out of the folder")
+                raise PolicyError(visible(f"{folder}/{name}: not a file"), hint="take it out of the folder")
             with open(root / name, "rb") as file:
                 files[name] = file.read(max(room, 0) + 1)
             room -= len(files[name])
@@ -69,7 +69,7 @@ def read_folder(folder: Path, *, is_rollback: bool = False) -> dict[str, bytes]:
             if is_policy_file(os.path.basename(str(exc.filename)))
             else str(folder)
         )
-        raise PolicyError(f"{at}: cannot be read: {reason}", hint="`--policies` names the folder") from exc
+        raise PolicyError(visible(f"{at}: cannot be read: {reason}"), hint="`--policies` names the folder") from exc
 
 
 class PolicyStore:
@@ -167,7 +167,9 @@ class PolicyStore:
                         await self.poll()
                         if self._identity() != identity:
                             break  # another folder stands there now: the watch is on the old one
-            except (OSError, RuntimeError):  # no folder, or no watches left: the poll alone must do
+            except Exception as error:  # no folder, no watches left, or a bug: the poll alone must do
+                if not isinstance(error, (OSError, RuntimeError)):
+                    self._stumble(error, "watching the folder")
                 await self.poll()
                 try:
                     await asyncio.wait_for(stop.wait(), self._poll_s)
@@ -231,34 +233,43 @@ class PolicyStore:
             self._kept = self._history.entries()
 
     async def _look(self, *, is_forced: bool) -> bool:
+        """One look, which never raises: whatever it meets is a failure in the status, and the next look comes."""
         async with self._turn:
             try:
-                files = await asyncio.to_thread(read_folder, self._folder)
-                if revision_of(files) == self._seen and not is_forced:
-                    return False
-                files = await self._settled(files)
-            except PolicyError as error:
-                self._seen = ""  # when it can be read again it is news, even if nothing changed
-                if error.message != self._error:  # a folder that stays away is one failure, not one a second
-                    self._refuse(error.message)
+                return await self._look_once(is_forced)
+            except Exception as error:
+                self._seen = ""
+                self._stumble(error, "looking at the folder")
                 return False
-            self._seen = revision_of(files)
-            if self._current is not None and self._seen == self._current.revision:
-                self._take(self._current)  # back to what is in force: nothing to compile, no error any more
-                await asyncio.to_thread(self._record, files, "reload")
-                return is_forced
-            try:
-                policies = await asyncio.to_thread(self._compile, files)
-            except PolicyError as error:
+
+    async def _look_once(self, is_forced: bool) -> bool:
+        try:
+            files = await asyncio.to_thread(read_folder, self._folder)
+            if revision_of(files) == self._seen and not is_forced:
+                return False
+            files = await self._settled(files)
+        except PolicyError as error:
+            self._seen = ""  # when it can be read again it is news, even if nothing changed
+            if error.message != self._error:  # a folder that stays away is one failure, not one a second
                 self._refuse(error.message)
-                return False
-            except Exception as error:  # a bug in compiling must not end the watch: counted, shown, the old set serves
-                self._refuse(f"{type(error).__name__} while compiling: this is a bug of the router")
-                return False
-            self._take(policies)
-            self._reloads += 1
+            return False
+        self._seen = revision_of(files)
+        if self._current is not None and self._seen == self._current.revision:
+            self._take(self._current)  # back to what is in force: nothing to compile, no error any more
             await asyncio.to_thread(self._record, files, "reload")
-            return True
+            return is_forced
+        try:
+            policies = await asyncio.to_thread(self._compile, files)
+        except PolicyError as error:
+            self._refuse(error.message)
+            return False
+        except Exception as error:  # a bug in compiling must not end the watch: counted, shown, the old set serves
+            self._refuse(f"{type(error).__name__} while compiling: this is a bug of the router")
+            return False
+        self._take(policies)
+        self._reloads += 1
+        await asyncio.to_thread(self._record, files, "reload")
+        return True
 
     async def _settled(self, files: dict[str, bytes]) -> dict[str, bytes]:
         """The folder once it has been the same for a moment: a file half written is not looked at."""
@@ -275,14 +286,23 @@ class PolicyStore:
         self._loaded_at = self._now()
         self._error, self._error_at = "", None
         self._is_from_history = False
-        if self._observe is not None:
-            self._observe(True, policies.revision)
+        self._tell(True, policies.revision)
+
+    def _stumble(self, error: Exception, doing: str) -> None:
+        """A failure that nothing here foresees; one that lasts is counted once."""
+        problem = f"{type(error).__name__} while {doing}: this is a bug of the router"
+        if problem != self._error:
+            self._refuse(problem)
 
     def _refuse(self, problem: str) -> None:
         self._error, self._error_at = problem, self._now()
         self._failures += 1
+        self._tell(False, problem)
+
+    def _tell(self, is_taken: bool, what: str) -> None:
         if self._observe is not None:
-            self._observe(False, problem)
+            with suppress(Exception):  # who listens must not decide about policies; the status says the same
+                self._observe(is_taken, what)
 
     def _identity(self) -> tuple[int, int] | None:
         try:

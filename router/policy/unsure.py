@@ -4,30 +4,73 @@ A trace has no text. What a rule reads may be missing from it: a label or a head
 the language, a name that was cut, the user (a hash). Then each clause is true, false or unknown, `any`, `all` and `not`
 carry that on, and the first rule that is neither true nor false ends it: nobody can say, and nothing is guessed. A rule
 with one clause that is false does not match, whatever the others would have said.
+
+Made for millions of records: each comparison is made once per value, each combination of their outcomes weighed once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from router.classify.label import Label
 from router.facts.inspect import RECORDED_CHARS, RECORDED_ITEMS, Facts
-from router.facts.vocabulary import HEADER_PREFIX, LABEL_FACTS
-from router.policy.compile import CompiledPolicy, CompiledRule
+from router.facts.vocabulary import HEADER_PREFIX, LABEL_FACTS, fact_spec
+from router.policy.compile import CompiledPolicy
 from router.policy.conditions import Clause
-from router.policy.decide import Decision, NeedsLabel, decide
+from router.policy.decide import Decision, decide
 
 _OF_WORDS = frozenset({"matches", "contains", "starts_with"})  # ask what a text says, beyond which one of many it is
 _CUT = ("request_class", "tool_names", "betas")
+_LISTS = ("tool_names", "betas")
+_MODEL = "requested_model"  # recorded in full beside the facts
+_MOST_VALUES = 20_000  # of one fact remembered
+_MOST_LABELS = 2_000  # remembered
+_MOST_OUTCOMES = 20_000  # of one policy remembered
+_ABSENT = object()  # stands for the value of a fact that is not in the record
+_NO_LABEL = Label("", 0.0, 0.0, 0.0)
 _Truth = bool | str  # a text is unknown: the name of what is missing
+_Truths = tuple[_Truth, ...]
+_Heard = tuple[Label, tuple[str, ...], tuple[_Truths, ...]]
+
+
+class _Trait:
+    """One fact that a policy reads: what its comparisons say to each value. `known` is a memo of bounded size."""
+
+    __slots__ = ("clauses", "known", "name")
+
+    def __init__(self, name: str, clauses: tuple[Clause, ...]) -> None:
+        self.name = name
+        self.clauses = clauses
+        self.known: dict[Any, _Truths] = {}
+
+    def learn(self, value: Any) -> _Truths:
+        """The outcome of every comparison of this fact, with `_ABSENT` for what was not recorded."""
+        truths = tuple(_compared(clause, value) for clause in self.clauses)
+        if len(self.known) >= _MOST_VALUES:
+            self.known.clear()
+        self.known[value] = truths
+        return truths
 
 
 class RecordedPolicy:
     """One compiled policy, to be asked about recorded facts."""
 
-    __slots__ = ("_alone", "_cut", "_has_cap", "_may_lack", "_policy", "_words")
+    __slots__ = (
+        *(
+            "_alone",
+            "_conversation",
+            "_labels",
+            "_no_label",
+            "_of_label",
+            "_of_lists",
+            "_of_model",
+            "_of_request",
+            "_outcomes",
+        ),
+        *("_policy", "_traits"),
+    )
 
     def __init__(self, policy: CompiledPolicy) -> None:
         self._policy = policy
@@ -36,54 +79,130 @@ class RecordedPolicy:
             replace(policy, rules=(replace(rule, clauses=(), counted=(), labelled=()),), made={})
             for rule in policy.rules
         )
-        reads = frozenset().union(*(clause.reads for rule in policy.rules for clause in rule.clauses))
-        headers = [name for name in reads if name.startswith(HEADER_PREFIX)]
-        self._may_lack = tuple(sorted(reads - {*LABEL_FACTS, "user"}))
-        compared = [clause for rule in policy.rules for clause in _comparisons(rule.clauses)]
-        asks_words = {clause.fact for clause in compared if clause.operator in _OF_WORDS}
-        self._cut = tuple(sorted(name for name in (*headers, *_CUT) if name in reads))
-        self._words = tuple(sorted(name for name in ("user", "thinking", "effort") if name in asks_words))
-        self._has_cap = "max_tokens" in reads
+        read: dict[str, list[Clause]] = {}
+        for rule in policy.rules:
+            for clause in _comparisons(rule.clauses):
+                read.setdefault(clause.fact, []).append(clause)
+        self._of_request = _traits(read, lambda name: name not in (*_LISTS, *LABEL_FACTS, _MODEL))
+        self._of_lists = _traits(read, lambda name: name in _LISTS)
+        self._of_label = _traits(read, lambda name: name in LABEL_FACTS)
+        self._of_model = _traits(read, lambda name: name == _MODEL)
+        self._traits = tuple(
+            trait for some in (self._of_request, self._of_lists, self._of_label, self._of_model) for _, _, trait in some
+        )
+        self._labels: dict[int, _Heard] = {}
+        self._no_label = [trait.learn(_ABSENT) for _, _, trait in self._of_label]
+        # A text: unknown. A policy: the rule that matches splits, and the conversation decides.
+        self._outcomes: dict[tuple[_Truths, ...], Decision | CompiledPolicy | str] = {}
+        self._conversation = Facts()  # only its key is ever read
 
     def decide(
-        self, record: Mapping[str, Any], facts: Facts, label: Label | None, lacking: tuple[str, ...]
+        self,
+        record: Mapping[str, Any],
+        model_asked: str,
+        conversation: str,
+        label: Label | None,
+        lacking: tuple[str, ...],
     ) -> Decision | str:
         """What the policy decides, or the name of what would have to be known for that.
 
-        `facts` are those of `record`. `lacking` are the names of labels that are not known although there is a label.
+        `lacking` are the names of labels that are not known although there is a label.
         """
-        if not lacking and facts._conversation_key and not self._is_doubtful(record):
-            decision = decide(self._policy, facts, label)
-            if not isinstance(decision, NeedsLabel):
-                return decision
-        return self._weigh(record, facts, label, LABEL_FACTS if label is None else lacking)
+        try:
+            said = self._said(record)
+        except TypeError:  # an object or a list within a list, which no memo can hold and no fact is
+            record = {name: value for name, value in record.items() if _is_plain(value)}
+            said = self._said(record)
+        if self._of_label:
+            if label is None:
+                said += self._no_label
+            else:
+                last = self._labels.get(id(label))
+                if last is None or last[0] is not label or last[1] != lacking:
+                    last = self._heard(label, lacking)
+                said += last[2]
+        if self._of_model:
+            said += [known.get(model_asked if name in record else _ABSENT) for name, known, _ in self._of_model]
+        key = self._learned(said, record, model_asked) if None in said else tuple(said)
+        outcome = self._outcomes.get(key)
+        if outcome is None:
+            if len(self._outcomes) >= _MOST_OUTCOMES:
+                self._outcomes.clear()
+            outcome = self._outcomes[key] = self._weigh(key)
+        if not isinstance(outcome, CompiledPolicy):
+            return outcome
+        if not conversation:
+            return "conversation"  # the side of a split it falls on
+        self._conversation._conversation_key = conversation
+        return _decided(outcome, self._conversation)
 
-    def _is_doubtful(self, record: Mapping[str, Any]) -> bool:
-        """Whether something may be unknown that some rule reads: then the slow way is taken."""
-        for name in self._may_lack:
-            if name not in record:
-                return True
-        for name in self._cut:
-            value = record[name]
-            if value is not None and _is_cut(value):
-                return True
-        for name in self._words:
-            value = record.get(name)
-            if value is not None and (name == "user" or value == "other"):
-                return True
-        return self._has_cap and _is_odd("max_tokens", record["max_tokens"])
+    def _said(self, record: Mapping[str, Any]) -> list[Any]:
+        """What the comparisons of facts are known to say to a record; None for a value not met before."""
+        get = record.get
+        said: list[Any] = [known.get(get(name, _ABSENT)) for name, known, _ in self._of_request]
+        said += [known.get(_listed(get(name, _ABSENT))) for name, known, _ in self._of_lists]
+        return said
 
-    def _weigh(
-        self, record: Mapping[str, Any], facts: Facts, label: Label | None, lacking: tuple[str, ...]
-    ) -> Decision | str:
+    def _heard(self, label: Label, lacking: tuple[str, ...]) -> _Heard:
+        """What the policy's comparisons say to a label; it is remembered by identity, which its presence here keeps."""
+        said = []
+        for name, known, trait in self._of_label:
+            value = _ABSENT if name in lacking else getattr(label, name)
+            truths = known.get(value)
+            said.append(trait.learn(value) if truths is None else truths)
+        if len(self._labels) >= _MOST_LABELS:
+            self._labels.clear()
+        heard = self._labels[id(label)] = (label, lacking, tuple(said))
+        return heard
+
+    def _learned(self, said: list[_Truths | None], record: Mapping[str, Any], model_asked: str) -> tuple[_Truths, ...]:
+        """`said` with the comparisons made that no memo had."""
+        key: list[_Truths] = []
+        for trait, truths in zip(self._traits, said, strict=True):
+            if truths is None:
+                name = trait.name
+                if name == _MODEL:
+                    value = model_asked if name in record else _ABSENT
+                else:
+                    value = _listed(record.get(name, _ABSENT)) if name in _LISTS else record.get(name, _ABSENT)
+                truths = trait.learn(value)
+            key.append(truths)
+        return tuple(key)
+
+    def _weigh(self, said: tuple[_Truths, ...]) -> Decision | CompiledPolicy | str:
+        truths = {
+            id(clause): truth
+            for trait, of_trait in zip(self._traits, said, strict=True)
+            for clause, truth in zip(trait.clauses, of_trait, strict=True)
+        }
         for rule, alone in zip(self._policy.rules, self._alone, strict=True):
-            truth = _all(rule.clauses, record, facts, label, lacking)
+            truth = _all(rule.clauses, truths)
             if truth is False:
                 continue
             if isinstance(truth, str):
                 return truth
-            return _decided(rule, alone, facts)
+            return alone if len(rule.outcomes) > 1 else _decided(alone, self._conversation)
         raise AssertionError("the last rule of a compiled policy always matches")
+
+
+def _traits(
+    read: Mapping[str, list[Clause]], is_wanted: Callable[[str], bool]
+) -> tuple[tuple[str, dict[Any, _Truths], _Trait], ...]:
+    """The facts that are wanted of those read: name, memo, trait."""
+    wanted = [_Trait(name, tuple(clauses)) for name, clauses in read.items() if is_wanted(name)]
+    return tuple((trait.name, trait.known, trait) for trait in wanted)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a recorded value is one value or a list of such."""
+    if isinstance(value, list):
+        return not any(isinstance(item, (dict, list)) for item in value)
+    return not isinstance(value, dict)
+
+
+def _listed(value: Any) -> Any:
+    """A recorded list as a value that a memo can hold."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _comparisons(clauses: tuple[Clause, ...]) -> Iterator[Clause]:
@@ -95,24 +214,16 @@ def _comparisons(clauses: tuple[Clause, ...]) -> Iterator[Clause]:
             yield from _comparisons(part)
 
 
-def _decided(rule: CompiledRule, alone: CompiledPolicy, facts: Facts) -> Decision | str:
-    if len(rule.outcomes) > 1 and not facts._conversation_key:
-        return "conversation"  # the side of a split it falls on
+def _decided(alone: CompiledPolicy, facts: Facts) -> Decision:
     decision = decide(alone, facts)
     assert isinstance(decision, Decision)  # the rule has no clause left
     return decision
 
 
-def _all(
-    clauses: tuple[Clause, ...],
-    record: Mapping[str, Any],
-    facts: Facts,
-    label: Label | None,
-    lacking: tuple[str, ...],
-) -> _Truth:
+def _all(clauses: tuple[Clause, ...], truths: Mapping[int, _Truth]) -> _Truth:
     unknown = ""
     for clause in clauses:
-        truth = _holds(clause, record, facts, label, lacking)
+        truth = _holds(clause, truths)
         if truth is False:
             return False
         if isinstance(truth, str):
@@ -120,52 +231,80 @@ def _all(
     return unknown or True
 
 
-def _holds(
-    clause: Clause, record: Mapping[str, Any], facts: Facts, label: Label | None, lacking: tuple[str, ...]
-) -> _Truth:
+def _holds(clause: Clause, truths: Mapping[int, _Truth]) -> _Truth:
     if clause.operator == "not":
-        inner = _all(clause.parts[0], record, facts, label, lacking)
+        inner = _all(clause.parts[0], truths)
         return inner if isinstance(inner, str) else not inner
     if clause.operator == "any":
         unknown = ""
         for part in clause.parts:
-            truth = _all(part, record, facts, label, lacking)
+            truth = _all(part, truths)
             if truth is True:
                 return True
             if isinstance(truth, str):
                 unknown = unknown or truth
         return unknown or False
-    if _is_unknown(clause, record, lacking):
-        return clause.fact
-    return clause.check(facts, label)
+    return truths[id(clause)]
 
 
-def _is_unknown(clause: Clause, record: Mapping[str, Any], lacking: tuple[str, ...]) -> bool:
-    """Whether one comparison cannot be made on the record."""
+def _compared(clause: Clause, value: Any) -> _Truth:
+    """One comparison against one recorded value; the name of the fact where it cannot be made."""
     name = clause.fact
+    if value is _ABSENT:
+        if name != "user":
+            return name
+        value = None  # a user that is not recorded was not there
+    if not _fits(name, value):
+        return name
     if name in LABEL_FACTS:
-        return name in lacking
-    if name not in record and name != "user":  # a user that is not recorded was not there
+        return clause.check(Facts(), replace(_NO_LABEL, **{name: value}))
+    if _is_unknown(clause, value):
+        return name
+    facts = Facts()
+    if name.startswith(HEADER_PREFIX):
+        facts.headers = {} if value is None else {name[len(HEADER_PREFIX) :]: value}
+    elif name == "language":
+        facts._language, facts._has_language = value, True
+    elif name == "code_share":
+        facts._code_share = value
+    else:
+        setattr(facts, name, value)
+    return clause.check(facts, None)
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Whether a recorded value is of its fact's kind; a store that others can write to may hold anything."""
+    spec = fact_spec(name)
+    if spec is None or (name == "max_tokens" and isinstance(value, str)):
+        return True  # a number too large for the trace store: `_is_unknown` knows it
+    if spec.kind == "list":
+        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    if value is None:
         return True
-    value = record.get(name)
+    if spec.kind == "flag":
+        return isinstance(value, bool)
+    if spec.kind == "text":
+        return isinstance(value, str)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_unknown(clause: Clause, value: Any) -> bool:
+    """Whether one comparison cannot be made on what is recorded."""
+    name = clause.fact
     if value is None or clause.operator == "exists":
         return False
     if name == "user" or (value == "other" and name in ("thinking", "effort")):
         return clause.operator in _OF_WORDS
     if name in _CUT or name.startswith(HEADER_PREFIX):
         return _is_cut(value)
-    return _is_odd(name, value)
+    # A number too large for the trace store, which then holds a text that only looks like it.
+    return name == "max_tokens" and isinstance(value, str)
 
 
 def _is_cut(value: Any) -> bool:
     """Whether a text or list may have been longer than it is recorded."""
     if isinstance(value, str):
         return len(value) >= RECORDED_CHARS
-    if isinstance(value, list):
+    if isinstance(value, tuple):
         return len(value) >= RECORDED_ITEMS or max(map(len, value), default=0) >= RECORDED_CHARS
     return False
-
-
-def _is_odd(name: str, value: Any) -> bool:
-    """Whether a number is too large for the trace store, which then holds a text that only looks like it."""
-    return name == "max_tokens" and isinstance(value, str)

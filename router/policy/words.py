@@ -9,17 +9,20 @@ from difflib import get_close_matches
 from router.policy.grammar import NAME_PATTERN
 from router.policy.source import Node, resolve
 
+_MOST_NEAR_CHARS = 200
+
 
 def near(name: str, names: Iterable[str], otherwise: str = "") -> str:
     """The hint for a name that is not one of `names`: the nearest of them, or what else helps."""
-    close = get_close_matches(name, list(names), n=1, cutoff=0.6)
+    # A name far longer than any of ours is near none of them, and comparing it would take long.
+    close = get_close_matches(name, list(names), n=1, cutoff=0.6) if len(name) <= _MOST_NEAR_CHARS else []
     question = f"did you mean `{close[0]}`?" if close else ""
     return f"{question} {otherwise}".strip()
 
 
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)(ms|s|m|h|d)\Z")
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(ms|s|m|h|d)\Z")
 _DURATION_S = (("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86400.0))
-_SIZE = re.compile(r"(\d{1,12})(B|kB|KB|MB|GB|KiB|MiB)\Z")
+_SIZE = re.compile(r"([0-9]{1,12})(B|kB|KB|MB|GB|KiB|MiB)\Z")
 _SIZE_BYTES = (("B", 1), ("kB", 1000), ("KB", 1000), ("MB", 10**6), ("GB", 10**9), ("KiB", 1024), ("MiB", 1024**2))
 _NAME = re.compile(NAME_PATTERN + r"\Z")
 

@@ -63,7 +63,7 @@ class Understood:
         return binding_keys(self.facts)
 
     def thinking_keys(self) -> tuple[str, ...]:
-        """Where the producers of its thinking blocks are kept; none without such a block, or when not all can be told."""
+        """Where the producers of its thinking blocks are kept; none without a block, or when not all can be told."""
         raw = self.request.raw
         if b"thinking" not in raw:
             return ()

@@ -1,7 +1,7 @@
 """What `router policy diff` works out, worked out slowly: a row at a time, nothing remembered but conversations.
 
-It shares no code with `router.policy.diff`, `forecast` and `unsure`; the router's own parts that both ask (`can_serve`,
-`hold`, `bound`, the prices) have tests of their own.
+It shares no code with `router.policy.diff`, `forecast`, `moved` and `unsure`; the router's own parts that both ask
+(`can_serve`, `hold`, `bound`, the prices) have tests of their own.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def plainly(store: Path, old: PolicySet, new: PolicySet, catalog: Catalog) -> di
         group["lane_changes"] += moved
         for side, result in (("old", a), ("new", b)):
             counts[f"{side}_refused"] += bool(result["refused"])
+            counts[f"{side}_as_recorded"] += result["is_recorded"]
         if None in (a["cost"], b["cost"], a["baseline"], b["baseline"]):
             counts["unknown_cost"] += 1
             continue
@@ -71,13 +72,9 @@ def plainly(store: Path, old: PolicySet, new: PolicySet, catalog: Catalog) -> di
 
 def _one(row: sqlite3.Row, policies: PolicySet, catalog: Catalog, memory: dict[Any, Any]) -> Any:
     """One request on one side: a dict, or the name of what is missing. `memory`: conversation → its state."""
-    if row["facts"] is None:
-        memory[row["conversation"], row["model_asked"], ""] = {"binding": "?", "warm": {}, "hour": False}
-        return "facts"
-    record = json.loads(row["facts"])
-    facts = Facts.given(record)
-    facts._conversation_key = row["conversation"]
-    key = row["conversation"], row["model_asked"], record["request_class"] or ""
+    record = None if row["facts"] is None else json.loads(row["facts"])
+    request_class = "" if record is None else record["request_class"] or ""
+    key = row["conversation"], row["policy"], row["model_asked"], request_class
     state = memory.setdefault(key, {"binding": None, "warm": {}, "hour": False})
     is_hit = row["cache"] == "hit"
     usage = None
@@ -91,9 +88,16 @@ def _one(row: sqlite3.Row, policies: PolicySet, catalog: Catalog, memory: dict[A
             state["hour"] = True
         elif not is_hit and usage.tokens.cache_write_5m:
             state["hour"] = False
+    if row["revision"] == policies.revision:
+        return _happened(row, policies, usage, state)
+    if record is None:
+        state["binding"] = "?"
+        return "facts"
+    facts = Facts.given(record)
+    facts._conversation_key = row["conversation"]
     policy = policies.policies.get(row["policy"])
     stopped = {"rule": "", "lane": "unknown target", "model": "", "cost": 0, "baseline": 0, "is_estimate": False}
-    stopped |= {"reads": None, "refused": []}
+    stopped |= {"reads": None, "refused": [], "is_recorded": False}
     if policy is None:
         return stopped
     labels = json.loads(row["labels"]) if row["labels"] else None
@@ -144,6 +148,7 @@ def _one(row: sqlite3.Row, policies: PolicySet, catalog: Catalog, memory: dict[A
         "model": model,
         "baseline": row["baseline_pusd"],
         "refused": refused,
+        "is_recorded": False,
     }
     has_read = usage is not None and not is_hit and usage.tokens.cache_read > 0
     result |= {"cost": row["cost_pusd"], "is_estimate": False, "reads": True if has_read else None}
@@ -155,17 +160,39 @@ def _one(row: sqlite3.Row, policies: PolicySet, catalog: Catalog, memory: dict[A
             is_warm = now_s < state["warm"].get(model, 0)
             usage = _converted(usage, row["model_sent"], model, is_warm, state["hour"], catalog)
             result |= {"cost": catalog.cost(usage, model), "is_estimate": True, "reads": is_warm if has_read else None}
-    if row["outcome"] == "ok" and usage is not None:
-        if decision.stick != "none":
-            before = None if state["binding"] == "?" else state["binding"]
-            state["binding"] = bound(
-                before, is_first=record["conversation"] == "new", lane=lane.name, model=model, answered=model,
-                usage=None if is_hit else usage, now_s=now_s,
-            )  # fmt: skip
-        tokens = usage.tokens
-        if not is_hit and tokens.cache_read + tokens.cache_write_5m + tokens.cache_write_1h:
-            state["warm"][model] = now_s + (3600 if state["hour"] else 300)
+    _answered(row, result, usage, decision.stick, state)
     return result
+
+
+def _happened(row: sqlite3.Row, policies: PolicySet, usage: Usage | None, state: dict[str, Any]) -> dict[str, Any]:
+    """What the trace says that was done: nothing is worked out."""
+    rules = [rule for rule in policies.policies[row["policy"]].rules if rule.name == row["rule"]]
+    is_denied = bool(rules) and rules[0].deny is not None
+    result = {"rule": row["rule"], "lane": "denied" if is_denied else row["lane"], "model": row["model_sent"]}
+    result["cost"] = row["cost_pusd"]
+    result |= {"baseline": row["baseline_pusd"], "is_estimate": False, "is_recorded": True, "reads": None}
+    has_read = usage is not None and usage.tokens.cache_read > 0 and row["cache"] != "hit"
+    if has_read:
+        result["reads"] = True
+    why = json.loads(row["why"]) if row["why"] else []
+    result["refused"] = [sentence for sentence in why if "` kept out: " in sentence]
+    _answered(row, result, usage, rules[0].stick if rules else "conversation", state)
+    return result
+
+
+def _answered(row: sqlite3.Row, result: dict[str, Any], usage: Usage | None, stick: str, state: dict[str, Any]) -> None:
+    """The conversation after a request: what it is bound to, and where its prompt is cached."""
+    if row["outcome"] != "ok" or usage is None or not result["model"]:
+        return
+    now_s, is_hit = row["started_at_ns"] / 1e9, row["cache"] == "hit"
+    if stick != "none":
+        before = None if state["binding"] == "?" else state["binding"]
+        state["binding"] = bound(
+            before, lane=result["lane"], model=result["model"], usage=None if is_hit else usage, now_s=now_s
+        )
+    tokens = usage.tokens
+    if not is_hit and tokens.cache_read + tokens.cache_write_5m + tokens.cache_write_1h:
+        state["warm"][result["model"]] = now_s + (3600 if state["hour"] else 300)
 
 
 def _truth(clause: Any, record: dict[str, Any], facts: Facts, label: Label | None) -> bool | str:
@@ -251,6 +278,7 @@ def figures(found: dict[str, Any]) -> dict[str, Any]:
     money: Counter[str] = Counter()
     for side in ("old", "new"):
         counts[f"{side}_refused"] = found[side]["swap_refused_requests"]
+        counts[f"{side}_as_recorded"] = found[side]["as_recorded"]
         for name in ("cost", "baseline"):
             money[f"{side}_{name}"] = _pusd(found[side][f"{name}_usd"])
         money[f"{side}_estimated"] = _pusd(found[side]["estimated_cost_usd"])

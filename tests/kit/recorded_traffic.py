@@ -1,7 +1,8 @@
 """Made-up traces of routed traffic, written as the store writes them, and two folders of policies to hold against it.
 
 Conversations of 1 to 20 turns, 200 at a time; prompt caches of five minutes and an hour; models without a price;
-labels, headers and languages that some traces do not have; cache hits, overloads, records without facts.
+labels, headers and languages that some traces do not have; cache hits, overloads, records without facts. Where
+revisions are named, half of the requests were served by one of them: denied, kept out of lanes, under rules it has not.
 """
 
 from __future__ import annotations
@@ -61,30 +62,53 @@ def folders(where: Path) -> tuple[Path, Path]:
     return where / "old", where / "new"
 
 
-def make_store(path: Path, count: int, seed: int = 1) -> None:
-    """A trace store with `count` made-up Messages requests of about a week, and a few of another endpoint."""
+def make_store(path: Path, count: int, seed: int = 1, revisions: tuple[str, ...] = ()) -> None:
+    """A trace store with `count` made-up Messages requests of about a week, and a few of another endpoint.
+
+    Half of them were served by one of `revisions`; a single one has served them all.
+    """
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
         migrate(connection, 0)
         connection.execute("BEGIN")
-        connection.executemany(_INSERT, (row_of(trace) for trace in traces(count, seed)))
+        connection.executemany(_INSERT, (row_of(trace) for trace in traces(count, seed, revisions)))
         connection.execute("COMMIT")
 
 
-def traces(count: int, seed: int) -> Iterator[Trace]:
+def traces(count: int, seed: int, revisions: tuple[str, ...] = ()) -> Iterator[Trace]:
     """Requests of 200 conversations at a time, in the order of their start."""
     dice, catalog = random.Random(seed), load_catalog()
+    others = random.Random(seed)  # so that the requests are the same whatever served them
     talks = [_talk(dice) for _ in range(200)]
     now_ns = 1_790_000_000 * 10**9
     for number in range(count):
         now_ns += dice.randrange(10**9)
         at = dice.randrange(len(talks))
         talks[at]["turn"] += 1
-        yield _trace(talks[at], number, now_ns, dice, catalog)
+        trace = _trace(talks[at], number, now_ns, dice, catalog)
+        if len(revisions) == 1 or (revisions and trace.policy == "default" and others.random() < 0.5):
+            _serve(trace, others.choice(revisions), others)
+        yield trace
         if talks[at]["turn"] >= talks[at]["turns"]:
             talks[at] = _talk(dice)
         if number % 500 == 0:
             yield Trace(f"{number:032x}", now_ns, endpoint="count_tokens", policy="default")
+
+
+def _serve(trace: Trace, revision: str, dice: random.Random) -> None:
+    """The trace as that revision may have made it; what it names need not be what its rules say today."""
+    trace.revision, trace.policy = revision, "default"
+    trace.rule = dice.choice(("banned", "easy", "hard", "team", "german", "cheap", "otherwise", "one it has not"))
+    if dice.random() < 0.1:
+        trace.why = (*trace.why, "lane `small` kept out: `max_tokens` is too large; the prompt is too long")
+    if trace.rule == "banned":
+        trace.status, trace.outcome, trace.error_type, trace.cache = 403, "client_error", "permission_error", "bypass"
+        trace.lane = trace.model_sent = ""
+        trace.model_answered = trace.usage = None
+        trace.cost_pusd = trace.baseline_pusd = trace.saved_pusd = 0
+        trace.attempts = []
+    elif dice.random() < 0.3:
+        trace.lane = "sonnet"  # a fallback, or the lane where its conversation was
 
 
 def _talk(dice: random.Random) -> dict[str, Any]:

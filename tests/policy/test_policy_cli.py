@@ -108,6 +108,57 @@ def test_facts_and_schema_print_the_vocabulary() -> None:
     assert "default_lane" in json.loads(run("schema", "--lanes").stdout)["properties"]
 
 
+def test_explaining_shows_the_lane_that_the_client_named(folder: Path) -> None:
+    """As the live path does: a lane that the rule offers goes in front, another is refused and said."""
+    body = {"model": "claude-sonnet-5-5", "max_tokens": 20, "messages": [{"role": "user", "content": TICKET}]}
+    there = ("explain", "--json", "--policies", str(folder))
+
+    def routed(*header: str, model: str = "claude-sonnet-5-5") -> dict:
+        return json.loads(run(*there, *header, "-", given=json.dumps({**body, "model": model})).stdout)
+
+    assert routed()["route"] == ["haiku", "sonnet"]
+    named = routed("--header", "x-router-lane: sonnet")
+    assert (named["route"], named["named_lane_refused"]) == (["sonnet", "haiku"], None)
+    assert named["why"][-1] == "the client asked for lane `sonnet`"
+    assert [lane["lane"] for lane in named["lanes"]] == ["sonnet", "haiku"]
+    refused = routed("--header", "X-Router-Lane: opus")
+    assert refused["route"] == ["haiku", "sonnet"]
+    assert refused["named_lane_refused"] == "the client asked for a lane `opus`, which the rule does not offer"
+    assert "not in `lanes.yaml`" in routed("--header", "x-router-lane: nope")["named_lane_refused"]
+    virtual = routed(model="lane:opus")
+    assert (virtual["route"], virtual["why"][-1]) == (["opus"], "the client named the lane `opus`")
+    text = run("explain", "--policies", str(folder), "-", given=json.dumps({**body, "model": "lane:opus"})).stdout
+    assert "the client named the lane `opus`" in text
+    unknown = run("explain", "--policies", str(folder), "-", given=json.dumps({**body, "model": "lane:nope"}))
+    assert (unknown.exit_code, unknown.stdout) == (1, "")
+    assert "model: lane:nope" in unknown.stderr
+
+
+def test_a_file_name_that_is_no_text_is_a_problem_that_prints(folder: Path) -> None:
+    """Names that are not UTF-8 come from archives and old systems."""
+    with open(os.fsencode(folder) + b"/\xff.yaml", "wb") as file:
+        file.write(b"version: 1\nrules: []\notherwise: haiku\n")
+    for form in ((), ("--json",)):
+        result = run("check", *form, str(folder))
+        assert result.exit_code == 1
+        assert isinstance(result.exception, SystemExit)
+        assert "a policy cannot be called `·`" in result.output
+
+
+@pytest.mark.parametrize("when", ["1e20", "1e999", "-1", '"soon"'])
+def test_the_history_is_listed_whatever_its_notes_say(folder: Path, tmp_path: Path, when: str) -> None:
+    """A time that is none is the beginning of time; a damaged note is no entry."""
+    kept = PolicyHistory(tmp_path / "h", folder, now=time.time)
+    files = read_folder(folder)
+    revision = revision_of(files)
+    kept.record(revision, files, "start")
+    text = json.dumps({"revision": revision, "how": "start", "taken_at": 0}).replace(": 0}", f": {when}}}")
+    (kept.folder / revision / "meta.json").write_text(text)
+    result = run("history", str(folder), "--history", str(tmp_path / "h"))
+    assert (result.exit_code, result.exception) == (0, None)
+    assert (revision in result.stdout) == (when != '"soon"')
+
+
 def test_explaining_says_whether_each_lane_may_serve_the_request(folder: Path) -> None:
     """The reasons as the server comes to them; what a rule allows to edit is named."""
     body = {"model": "claude-opus-5-5", "max_tokens": 20, "messages": [{"role": "user", "content": TICKET}]}

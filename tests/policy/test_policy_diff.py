@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,13 @@ from router.catalog.lookup import Catalog
 from router.classify.label import Label
 from router.errors import TraceStoreError
 from router.facts.inspect import Caller, Facts, inspect, recorded_user
+from router.facts.vocabulary import FACTS, fact_spec
 from router.policy.check import compile_folder
 from router.policy.compile import PolicySet
-from router.policy.diff import Comparison
+from router.policy.diff import Comparison, Tally
 from router.policy.forecast import Recorded
 from router.policy.store import read_folder
-from router.trace.recorded import scan
+from router.trace.recorded import count, scan
 from router.usage import Tokens, Usage
 from router.wire.messages import read_request
 
@@ -57,6 +62,22 @@ def compare(policies: Callable[[str], PolicySet], catalog: Catalog) -> Compare:
     return run
 
 
+def made(where: Path, catalog: Catalog, count: int, seed: int) -> tuple[tuple[PolicySet, PolicySet], Path]:
+    """Two policy sets, and a store of which half was served by one of them."""
+    old, new = (compile_folder(read_folder(at), catalog=catalog, classify=None) for at in folders(where))
+    make_store(where / "router.db", count, seed, (old.revision, new.revision))
+    return (old, new), where / "router.db"
+
+
+def fed(sets: tuple[PolicySet, PolicySet], catalog: Catalog, store: Path, **how: Any) -> Comparison:
+    """A comparison that has seen a store, or the `part` of it."""
+    comparison = Comparison(*sets, catalog)
+    for page in scan(store, **how):
+        for seen in page:
+            comparison.add(seen)
+    return comparison
+
+
 def rule(when: str, then: str = "route: haiku") -> str:
     return f"rules:\n  - {{name: r, when: {{{when}}}, {then}}}\notherwise: as-asked\n"
 
@@ -81,23 +102,41 @@ def recorded(
         "started_at_s": at_s, "conversation": "c" * 32, "policy": "default", "model_asked": known.requested_model,
         "model_sent": SONNET, "model_answered": SONNET, "is_hit": False, "is_answered": True, "has_named_lane": False,
         "cost_pusd": 7, "baseline_pusd": 9, "usage": Usage(tokens or Tokens(2000, output=100)), "label": label,
-        "lacking": (), "facts": known.recorded(headers),
+        "lacking": (), "facts": known.recorded(headers), "revision": "elsewhere", "rule": "otherwise",
+        "lane": "as-asked", "kept_out": (),
     }  # fmt: skip
     return Recorded(**{**fields, **given})
 
 
 @pytest.mark.parametrize("seed", [3, 4])
 def test_the_figures_are_those_of_a_slow_and_plain_program(tmp_path: Path, catalog: Catalog, seed: int) -> None:
-    """Counts, money and rules, exactly, on made-up traffic out of a real store."""
-    old, new = folders(tmp_path)
-    store = tmp_path / "router.db"
-    make_store(store, 400, seed)
-    sets = [compile_folder(read_folder(folder), catalog=catalog, classify=None) for folder in (old, new)]
-    comparison = Comparison(sets[0], sets[1], catalog)
-    for _, page in scan(store):
-        for seen in page:
-            comparison.add(seen)
-    assert figures(comparison.result()) == plainly(store, sets[0], sets[1], catalog)
+    """Counts, money and rules, exactly, on made-up traffic out of a real store; half was served by one of the two."""
+    sets, store = made(tmp_path, catalog, 400, seed)
+    found = figures(fed(sets, catalog, store).result())
+    assert found == plainly(store, *sets, catalog)
+    assert 0 < found["counts"]["old_as_recorded"] < found["counts"]["compared"]
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_merged_are_the_whole(tmp_path: Path, catalog: Catalog, parts: int) -> None:
+    """Each part has conversations of its own; every figure of the sum is that of one comparison of everything."""
+    sets, store = made(tmp_path, catalog, 600, 6)
+    shares = [fed(sets, catalog, store, part=(number, parts)) for number in range(parts)]
+    assert all(share.result()["compared"] for share in shares)
+    for share in shares[1:]:
+        told: Tally = pickle.loads(pickle.dumps(share.tally()))
+        shares[0].merge(told)
+    assert shares[0].result() == fed(sets, catalog, store).result()
+
+
+def test_what_is_remembered_changes_no_figure(
+    tmp_path: Path, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memos so small that they are emptied all the time give the figures of the slow program too."""
+    for name in ("unsure._MOST_VALUES", "unsure._MOST_LABELS", "unsure._MOST_OUTCOMES", "forecast._MOST_KEPT"):
+        monkeypatch.setattr(f"router.policy.{name}", 2)
+    monkeypatch.setattr("router.trace.recorded._MOST_KEPT", 2)
+    test_the_figures_are_those_of_a_slow_and_plain_program(tmp_path, catalog, 5)
 
 
 def test_a_request_that_stays_keeps_its_recorded_cost(compare: Compare) -> None:
@@ -285,21 +324,151 @@ def test_memory_is_bounded_by_the_conversations_heard_of_last(compare: Compare) 
     assert found["conversations_begun_before"] == 20
 
 
+def test_what_a_revision_served_is_on_its_side_as_recorded(
+    compare: Compare, policies: Callable[[str], PolicySet]
+) -> None:
+    """Rule, lane, model and money, whatever the rules would say today; the other side is forecast."""
+    served = {"revision": policies(EVERYTHING).revision, "rule": "all", "lane": "older", "model_sent": OLDER,
+              "kept_out": (("haiku", "the prompt is too long"),)}  # fmt: skip
+    seen = recorded(model_answered=OLDER, cost_pusd=5, **served)
+    found = compare(EVERYTHING, seen, old=EVERYTHING)
+    for side in (found["old"], found["new"]):
+        assert (side["as_recorded"], side["forecast"], side["estimated_requests"]) == (1, 0, 0)
+        assert (side["cost_usd"].scaleb(12), side["baseline_usd"].scaleb(12)) == (5, 9)
+        assert side["swap_refusals"] == [{"lane": "haiku", "reason": "the prompt is too long", "requests": 1}]
+    assert (found["lane_changes"], found["undecided"]) == (0, 0)
+    other = compare(AS_ASKED, seen, old=EVERYTHING)
+    assert [(row["old_lane"], row["new_lane"]) for row in other["lanes"]] == [("older", "as-asked")]
+    assert (other["new"]["as_recorded"], other["new"]["forecast"], other["new"]["estimated_requests"]) == (0, 1, 1)
+
+
+def test_a_record_needs_no_facts_on_the_side_that_served_it(
+    compare: Compare, policies: Callable[[str], PolicySet]
+) -> None:
+    """A busy router leaves them out; nothing has to be decided anew. The other side cannot be."""
+    seen = recorded(revision=policies(AS_ASKED).revision)._replace(facts=None)
+    assert compare(AS_ASKED, seen)["compared"] == 1
+    assert compare(EVERYTHING, seen)["undecided_for_lack_of"] == {"facts": 1}
+
+
+def test_what_was_not_sent_is_as_recorded_too(compare: Compare, policies: Callable[[str], PolicySet]) -> None:
+    """Denied, asked for a lane that is not there, ended before it was routed."""
+    deny = 'rules:\n  - {name: none, deny: "no"}\notherwise: as-asked\n'
+    stopped = {"revision": policies(deny).revision, "lane": "", "model_sent": "", "usage": None, "is_answered": False,
+               "cost_pusd": 0, "baseline_pusd": 0}  # fmt: skip
+    seen = (recorded(rule="none", **stopped), recorded(**stopped), recorded(model_asked="lane:nowhere", **stopped))
+    found = compare(deny, *seen, old=deny)
+    assert found["old"]["not_sent"] == {"denied": 1, "ended early": 1, "unknown target": 1}
+    assert (found["old"]["cost_usd"], found["unknown_cost"], found["lane_changes"]) == (0, 0, 0)
+
+
+def test_a_conversation_is_bound_to_what_really_served_it(
+    compare: Compare, policies: Callable[[str], PolicySet]
+) -> None:
+    """A later turn that is forecast stays on the lane that served the first, unless its rule bound nothing."""
+    for stick, lane in (("conversation", "haiku"), ("none", "sonnet")):
+        text = f"rules:\n  - {{name: r, when: {{turns: 1}}, route: haiku, stick: {stick}}}\notherwise: sonnet\n"
+        served = {"revision": policies(text).revision, "rule": "r", "lane": "haiku", "model_sent": HAIKU}
+        found = compare(text, turn(1, Tokens(9), **served), turn(2, Tokens(9)))
+        assert (found["new"]["as_recorded"], found["new"]["forecast"]) == (1, 1)
+        second = {(row["old_rule"], row["new_rule"]) for row in found["rules"]}
+        assert second == {("otherwise", "r"), ("otherwise", "otherwise")}
+        moved = {row["new_lane"] for row in found["lanes"]}
+        assert moved == {"haiku", lane}
+
+
+def test_policies_share_no_binding(compare: Compare, policies: Callable[[str], PolicySet]) -> None:
+    """The same conversation under another policy is another one, as the router keeps them apart."""
+    text = rule("turns: 1")
+    served = {"revision": policies(text).revision, "rule": "r", "lane": "haiku", "model_sent": HAIKU}
+    first = turn(1, Tokens(9), policy="other", **served)
+    assert compare(text, first, turn(2, Tokens(9)), old=text)["new"]["as_recorded"] == 1
+    assert compare(text, first, turn(2, Tokens(9)))["lane_changes"] == 1
+    same = turn(1, Tokens(9), **served)
+    assert compare(text, same, turn(2, Tokens(9)))["lane_changes"] == 2
+
+
+ODD = ({"a": 1}, [["a"]], [{"a": 1}], "many", 1.5, True)
+
+
+@pytest.mark.parametrize("name", [*FACTS, "header.x-app", "header.x-router-lane"])
+@pytest.mark.parametrize("value", ODD, ids=repr)
+def test_a_recorded_fact_of_a_strange_type_ends_nothing(compare: Compare, name: str, value: Any) -> None:
+    """Others can write to the store. What cannot be that fact is as good as not recorded; other rules go on."""
+    spec = fact_spec(name)
+    assert spec is not None
+    asks = {"text": "{starts_with: a}", "list": "{contains: a}", "flag": "true"}.get(spec.kind, "{gt: 0.5}")
+    if spec.kind == "integer":
+        asks = "{gt: 1}"
+    if spec.values or name in ("policy", "requested_model"):
+        asks = f"{{in: [{(spec.values or ('a',))[0]}]}}"
+    seen = recorded()
+    assert seen.facts is not None
+    odd = seen._replace(facts={**seen.facts, name: value})
+    found = compare(rule(f"{name}: {asks}"), odd, recorded(facts={"turns": 3}, conversation="d" * 32))
+    assert found["requests"] == found["compared"] + found["undecided"] == 2
+    assert compare(AS_ASKED, odd, odd)["requests"] == 2
+
+
+def test_an_object_in_place_of_a_value_is_as_good_as_not_recorded(compare: Compare) -> None:
+    """The rule that reads it cannot be decided; a rule that does not is."""
+    seen = recorded()
+    assert seen.facts is not None
+    odd = seen._replace(facts={**seen.facts, "client": {"name": "curl"}, "tool_names": [{"name": "x"}]})
+    assert compare(rule("client: curl"), odd)["undecided_for_lack_of"] == {"client": 1}
+    assert compare(rule("tool_names: {contains: x}"), odd)["undecided_for_lack_of"] == {"tool_names": 1}
+    assert compare(rule("messages: {lt: 9}"), odd)["lane_changes"] == 1
+    needed = seen._replace(facts={**seen.facts, "images": {"count": 1}})
+    assert compare(rule("messages: {lt: 9}"), needed)["undecided_for_lack_of"] == {"facts": 1}
+
+
+def test_a_label_of_a_strange_type_is_not_known(tmp_path: Path) -> None:
+    """An object where the number should be; the rest of the label stands."""
+    make_store(tmp_path / "s.db", 1)
+    labels = '{"task": "chat", "difficulty": 0.5, "confidence": {"a": 1}, "p_hard": "low"}'
+    with closing(sqlite3.connect(tmp_path / "s.db")) as connection, connection:
+        connection.execute("UPDATE traces SET labels = ?", (labels,))
+    ((seen,),) = scan(tmp_path / "s.db")
+    assert seen.lacking == ("confidence", "p_hard")
+    assert seen.label is not None
+    assert (seen.label.task, seen.label.difficulty) == ("chat", 0.5)
+
+
+def test_the_lanes_that_were_kept_out_are_read_from_the_trace(tmp_path: Path) -> None:
+    """Each with the first of its reasons; what else `why` says is left alone, and so is what is no list."""
+    make_store(tmp_path / "s.db", 2)
+    why = ("rule `r`: lane `x` kept out: not this one", "lane `a` kept out: too long; too new", "lane `b` kept out: no")
+    with closing(sqlite3.connect(tmp_path / "s.db")) as connection, connection:
+        connection.execute("UPDATE traces SET why = ?", (json.dumps(why),))
+        connection.execute("UPDATE traces SET why = ? WHERE trace_id LIKE '%1'", ("` kept out: {",))
+    ((first, second),) = scan(tmp_path / "s.db")
+    assert first.kept_out == (("a", "too long"), ("b", "no"))
+    assert second.kept_out == ()
+
+
 def test_a_store_that_is_missing_is_said(tmp_path: Path) -> None:
     """With the next step, as the other commands say it."""
     with pytest.raises(TraceStoreError, match="no trace store"):
         next(scan(tmp_path / "none.db"))
+    with pytest.raises(TraceStoreError, match="no trace store"):
+        count(tmp_path / "none.db")
 
 
 def test_a_scan_reads_every_request_once_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oldest first, of one policy and since a moment where asked, whatever the size of a page."""
     make_store(tmp_path / "s.db", 301)
-    whole = [seen for _, page in scan(tmp_path / "s.db") for seen in page]
+    whole = [seen for page in scan(tmp_path / "s.db") for seen in page]
     monkeypatch.setattr("router.trace.recorded.PAGE", 7)
-    assert [seen for _, page in scan(tmp_path / "s.db") for seen in page] == whole
+    assert [seen for page in scan(tmp_path / "s.db") for seen in page] == whole
     assert len(whole) == 301
     assert sorted(seen.started_at_s for seen in whole) == [seen.started_at_s for seen in whole]
     since_ns = int(whole[100].started_at_s * 1e9) + 1_000
-    assert sum(len(page) for _, page in scan(tmp_path / "s.db", since_ns=since_ns)) in (200, 201)
-    gone = [seen for _, page in scan(tmp_path / "s.db", policy="gone") for seen in page]
+    assert sum(len(page) for page in scan(tmp_path / "s.db", since_ns=since_ns)) in (200, 201)
+    gone = [seen for page in scan(tmp_path / "s.db", policy="gone") for seen in page]
     assert gone == [seen for seen in whole if seen.policy == "gone"]
+    parts = [[seen for page in scan(tmp_path / "s.db", part=(n, 4)) for seen in page] for n in range(4)]
+    assert sorted(seen.started_at_s for part in parts for seen in part) == [seen.started_at_s for seen in whole]
+    assert len({(n, seen.conversation) for n, part in enumerate(parts) for seen in part}) == len(
+        {seen.conversation for seen in whole}
+    )
+    assert count(tmp_path / "s.db") >= len(whole)

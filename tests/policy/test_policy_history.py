@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -221,3 +222,56 @@ def test_a_mounted_config_map_and_links_are_not_rolled_back(tmp_path: Path) -> N
     with pytest.raises(PolicyError, match="cannot be changed"):
         roll_back(tmp_path / "nowhere", files(1), "abc")
     assert os.listdir(other) == ["default.yaml"]
+
+
+@pytest.mark.parametrize("when", ["1e20", "1e999", "-1", "-1e999", "NaN", "1" + "0" * 400])
+def test_a_time_that_is_none_costs_only_the_time(history: PolicyHistory, when: str) -> None:
+    """The files are held against their hash, so the revision is still there, as the oldest one."""
+    first, second = record(history, 1), record(history, 2)
+    meta = history.folder / second / "meta.json"
+    meta.write_text(json.dumps({"revision": second, "how": "reload", "taken_at": 0}).replace(": 0}", f": {when}}}"))
+    found = [entry.revision for entry in history.entries()]
+    if len(when) > 100:  # more than a number of this machine can be
+        assert found == [first]
+    else:
+        assert found == [first, second]
+        assert history.entries()[1].taken_at == 0
+        assert history.files(second) == files(2)
+    assert record(history, 2) == second
+    assert history.entries()[0].revision == second
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"revision": "%s", "how": "reload", "taken_at": "soon"}', '{"revision": "%s", "how": "reload", "taken_at": []}',
+     '{"revision": "%s", "how": [], "taken_at": 1}', '{"revision": "%s", "how": "reload", "taken_at": 1, "files": 1}',
+     '{"revision": "%s", "how": "reload", "taken_at": 1, "files": ["../x.yaml"]}',
+     '{"revision": "%s", "how": "reload", "taken_at": 1, "files": [{}]}', "[]", "1", '"%s"', "[" * 100_000, "\udcff"],
+)  # fmt: skip
+def test_a_damaged_note_is_an_entry_that_is_not_there(history: PolicyHistory, text: str) -> None:
+    """Whatever stands in `meta.json`; recording the revision again repairs it."""
+    revision = record(history, 1)
+    (history.folder / revision / "meta.json").write_bytes(text.replace("%s", revision).encode("utf-8", "surrogatepass"))
+    assert history.entries() == []
+    assert record(history, 1) == revision
+    assert history.files(revision) == files(1)
+
+
+def test_what_else_lies_in_a_revision_does_no_harm(history: PolicyHistory) -> None:
+    """A desktop's hidden file, an editor's copy, a folder: only missing or altered files are damage."""
+    revision = record(history, 1)
+    place = history.folder / revision
+    (place / ".DS_Store").write_bytes(b"x")
+    (place / "notes.txt").write_bytes(b"x")
+    (place / "copy.yaml").write_bytes(b"x")
+    (place / "folder.yaml").mkdir()
+    assert history.files(revision) == files(1)
+    (place / "meta.json").write_text(json.dumps({"revision": revision, "taken_at": 5.0, "how": "start"}))
+    (place / "copy.yaml").unlink()
+    assert history.files(revision) == files(1)  # as an older version wrote it
+    (place / "lanes.yaml").write_bytes(b"lanez")
+    with pytest.raises(PolicyError, match="damaged"):
+        history.files(revision)
+    (place / "lanes.yaml").unlink()
+    with pytest.raises(PolicyError, match="damaged"):
+        history.files(revision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import stat
@@ -276,6 +277,14 @@ FAULTS = {
     "20,000 deep mapping": lambda: b"{a: " * 20_000,
     "a tag": lambda: b"version: !!python/object/apply:os.system ['true']\nrules: []\notherwise: it\n",
     "regex bomb": lambda: rules(20, REGEX_BOMB),
+    "50,000 digits": lambda: b"version: " + b"1" * 50_000 + b"\nrules: []\notherwise: it\n",
+    "50,000 digits and points": lambda: b"version: " + b"1." * 25_000 + b"\nrules: []\notherwise: it\n",
+    "50,000 underscores": lambda: b"version: 1" + b"_" * 50_000 + b"x\nrules: []\notherwise: it\n",
+    "base 60 without end": lambda: b"version: " + b"1:" * 25_000 + b"\nrules: []\notherwise: it\n",
+    "a date without end": lambda: b"version: 2026-11-22 " + b"1 " * 25_000 + b"\nrules: []\notherwise: it\n",
+    "300,000 lines of one text": lambda: b"a: |\n" + b" x\n" * 300_000,
+    "a regex of 900 kB": lambda: rules(1, f"when: {{user: {{matches: '{'(a|b)*c?' * 100_000}'}}}}, route: it"),
+    "9,000 unknown facts": lambda: rules(1, f"when: {{{', '.join(f'k{n}: 1' for n in range(9000))}}}, route: it"),
     "one line of 1 MB": lambda: b'version: "' + b"a" * 1_000_000 + b'"\nrules: []\notherwise: it\n',
 }
 
@@ -313,6 +322,74 @@ async def test_nothing_a_file_holds_blocks_the_loop(fault: str, folder: Path, co
     assert best_s < 1, f"{best_s:.3f} s"
     assert best_gap_s < BLOCKED_S, f"{best_gap_s * 1000:.0f} ms"
     print(f"{fault}: {best_s * 1000:.0f} ms, loop blocked {best_gap_s * 1000:.1f} ms")
+
+
+async def test_a_file_name_that_is_no_text_is_refused_and_the_watch_goes_on(
+    folder: Path, history: PolicyHistory, compile_files: Compile
+) -> None:
+    """A name that is not UTF-8 is a failure like any other: it prints, the last set serves, the next save is taken."""
+    store = PolicyStore(folder, compile_files, sleep=no_wait, history=history)
+    store.load()
+    odd = os.fsencode(folder) + b"/\xff.yaml"
+    put(folder, {os.fsdecode(b"\xff.yaml"): version(0)["default.yaml"]})
+    assert not await store.poll()
+    status = store.status()
+    assert (status["failures"], number_of(store.current)) == (1, 0)
+    assert "a policy cannot be called `·`" in status["last_error"]
+    json.dumps(status, ensure_ascii=False).encode()
+    os.remove(odd)
+    os.mkdir(odd)
+    assert not await store.poll()
+    assert "·.yaml: not a file" in store.status()["last_error"]
+    store.status()["last_error"].encode()
+    os.rmdir(odd)
+    put(folder, version(1))
+    assert await store.poll()
+    assert number_of(store.current) == 1
+
+
+@pytest.mark.parametrize("what", ["compiling", "observing", "settling"])
+async def test_no_bug_ends_the_watch(folder: Path, compile_files: Compile, what: str) -> None:
+    """Whatever one look raises is a failure in the status; the look after it takes the folder."""
+    is_broken = False
+    taken = asyncio.Event()
+
+    def compile_or_fail(files: dict[str, bytes]) -> PolicySet:
+        if is_broken and what == "compiling":
+            raise UnicodeError("bug")
+        return compile_files(files)
+
+    def observe(took: bool, _: str) -> None:
+        if is_broken and what == "observing":
+            raise KeyError("bug")
+        if took and not is_broken:
+            taken.set()
+
+    async def settle(_: float) -> None:
+        if is_broken and what == "settling":
+            raise ZeroDivisionError
+
+    store = PolicyStore(folder, compile_or_fail, sleep=settle, poll_s=0.02, observe=observe)
+    store.load()
+    taken.clear()
+    is_broken = True
+    put(folder, version(1) if what != "observing" else {"default.yaml": b"rules: ["})
+    await store.poll()
+    await store.poll()
+    status = store.status()
+    assert status["failures"] == 1
+    assert status["last_error"]
+    assert number_of(store.current) == 0
+    stop = asyncio.Event()
+    task = asyncio.create_task(store.run(stop))
+    try:
+        is_broken = False
+        put(folder, version(2))
+        await asyncio.wait_for(taken.wait(), 5)
+        assert number_of(store.current) == 2
+    finally:
+        stop.set()
+        await asyncio.wait_for(task, 5)
 
 
 def test_a_lane_whose_model_ends_is_a_warning(catalog: Catalog, folder: Path, compile_files: Compile) -> None:

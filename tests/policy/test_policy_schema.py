@@ -120,6 +120,8 @@ NOT_SHOWN_BY_ONE_FILE = {
     **dict.fromkeys(("lane-model", "lane-models"), "models are the catalogue's"),
     **dict.fromkeys(("file-names", "no-default", "no-lanes", "nothing"), "what is wrong is which files there are"),
     **dict.fromkeys(("contradiction", "same-wording-twice", "unreachable"), "rules against each other"),
+    "contradiction-in-parts": "conditions against each other",
+    **dict.fromkeys(("language", "control-characters-in-texts"), "to the schema these are texts like others"),
     **dict.fromkeys(("shadowed-by-a-list", "shadowed-by-a-range", "shadowed-by-any"), "rules against each other"),
     **dict.fromkeys(("shadowed-by-presence", "shadowed-labels"), "rules against each other"),
     "shadowed-by-a-rule-without-when": "rules against each other",

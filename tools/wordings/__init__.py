@@ -33,6 +33,8 @@ _DIFFICULTY = {
     "knowledge": (3, 4),
     "agentic": (5,),
 }
+# Share of the labelled rows that get a twin with an injected sentence.
+TWINS = 0.5
 _SHARE = {"chat": 0.7, "agentic": 0.5, "knowledge": 1.1, "reasoning": 1.3, "coding": 1.2, "simple_qa": 1.6}
 
 
@@ -46,6 +48,10 @@ def generate(items: Sequence[dict[str, Any]], count: int, seed: int) -> list[dic
         for at in range(int(unit * _SHARE.get(task, 1.0))):
             number = at % len(listed)
             rows.append(maker.row(task, listed[number], f"own.{task}.{number}"))
+    # A labelled row and its twin with an injected sentence differ in nothing else, so the sentence learns no weight.
+    for item in items:
+        if maker.chance.random() < TWINS and (twin := maker.twin(item)):
+            rows.append(twin)
     return rows
 
 
@@ -61,7 +67,9 @@ class _Maker:
         content, kind = self.contents.pick(task, self.chance, wording.lower())
         instruction = self.fill(wording, content, task)
         if task == "agentic":
-            request = self.agent(instruction)
+            request = self.agent(instruction) if self.chance.random() < 0.75 else self.clerk(content)
+        elif task in ("knowledge", "reasoning") and self.chance.random() < 0.1:
+            request = self.exam(task, content)
         elif task in ("chat", "knowledge") or (task == "coding" and self.chance.random() < 0.1):
             request = self.bare(instruction)
         elif task == "simple_qa" and self.chance.random() < 0.25:
@@ -131,12 +139,57 @@ class _Maker:
         return chance.choice(SLOTS[name]) if name in SLOTS else f"[{name}]"
 
     def inject(self, task: str, content: str) -> str:
-        """Now and then a text that wants another model, somewhere in the content."""
-        if self.chance.random() > 0.1:
+        """Now and then a text that wants another model, somewhere in the content; of either kind in any task."""
+        if self.chance.random() > 0.15:
             return content
-        text = self.chance.choice(SLOTS["begging"] if task in EASY else SLOTS["talking-down"])
-        at = content.find(" ", self.chance.randint(0, max(len(content) - 1, 1)))
-        return self.chance.choice([f"{text}\n{content}", f"{content}\n{text}", f"{content[:at]} {text} {content[at:]}"])
+        return self.pushed(content)
+
+    def pushed(self, text: str) -> str:
+        """The text with a sentence that begs for the big model or talks the work down: what it says must not count."""
+        chance = self.chance
+        sentence = chance.choice(SLOTS[chance.choice(["begging", "talking-down"])])
+        at = text.find(" ", chance.randint(0, max(len(text) - 1, 1)))
+        return chance.choice([f"{sentence}\n{text}", f"{text}\n{sentence}", f"{text[:at]} {sentence} {text[at:]}"])
+
+    def twin(self, item: dict[str, Any]) -> dict[str, Any] | None:
+        """A labelled row with such a sentence in its last turn, where that is plain text."""
+        *before, last = item["request"]["messages"]
+        if last["role"] != "user" or not isinstance(last["content"], str):
+            return None
+        request = {**item["request"], "messages": [*before, {**last, "content": self.pushed(last["content"])}]}
+        return {key: item[key] for key in ("task", "difficulty", "template")} | {"request": request}
+
+    def exam(self, task: str, content: str) -> dict[str, Any]:
+        """A closed-book question as exams put it, most with options to choose from, often without any instruction."""
+        chance = self.chance
+        roll = chance.random()
+        if task == "reasoning":
+            stem = content if roll < 0.5 else self.fill(chance.choice(SLOTS["exam-reasoning"]), content, "chat")
+        else:
+            stem = (
+                self.contents.trivia(chance) if roll < 0.2 else self.fill(chance.choice(SLOTS["exam"]), content, "chat")
+            )
+        text = stem
+        if chance.random() < 0.85:
+            pool = chance.choice(["expert", "exam-options", "exam-options", "numbers"])
+            count = chance.choice([4, 4, 4, 5, 3])
+            if pool == "numbers":
+                options = [str(chance.choice([1, 2, 5, 10, 0.5, 3]) * chance.randint(0, 40)) for _ in range(count)]
+            else:
+                options = [self.fill(option, content, "chat") for option in chance.sample(SLOTS[pool], count)]
+            mark = chance.choice(["{}. ", "{}) ", "({}) ", "{}: "])
+            letters = chance.choice(["ABCDE", "ABCDE", "ABCDE", "abcde", "12345"])
+            text += chance.choice(["\n", "\n", "\n\n", "\nOptions:\n"]) + chance.choice(["\n", "\n", "\n", "  "]).join(
+                mark.format(letter) + option for letter, option in zip(letters, options, strict=False)
+            )
+        if chance.random() < 0.3:
+            text = chance.choice(SLOTS["exam-heads"]) + chance.choice(["\n", "\n\n", " "]) + text
+        if chance.random() < 0.6:
+            text += chance.choice(["\n", "\n\n"]) + chance.choice(SLOTS["exam-ends"])
+        request: dict[str, Any] = {"messages": [{"role": "user", "content": text}]}
+        if chance.random() < 0.2:
+            request["system"] = chance.choice(SLOTS["systems"])
+        return request
 
     def over_articles(self, content: str) -> dict[str, Any]:
         """A bare question whose answer stands in the operator's material or in an earlier turn."""
@@ -181,7 +234,7 @@ class _Maker:
         chance = self.chance
         label, tag = chance.choice(SLOTS["forms"]), chance.choice(SLOTS["tags"])
         system: str | None = chance.choice(SLOTS["systems"]) if chance.random() < 0.25 else None
-        layout = chance.randrange(14)
+        layout = chance.choice((3, 4, 12)) if task in EASY and chance.random() < 0.2 else chance.randrange(14)
         if layout <= 1:
             text = f"{instruction}\n\n{content}"
         elif layout == 2:
@@ -226,6 +279,20 @@ class _Maker:
         if chance.random() < 0.3:
             request["messages"][-1]["content"] = [{"type": "text", "text": text}]
         return request
+
+    def clerk(self, content: str) -> dict[str, Any]:
+        """An agent that serves customers by the house's written rules, in the middle of a talk, often without tools."""
+        chance = self.chance
+        rules = [self.fill(rule, content, "chat") for rule in chance.sample(SLOTS["clerk-rules"], chance.randint(4, 9))]
+        form = chance.choice(["\n- ", "\n\n", "\n", " "])
+        system = self.fill(chance.choice(SLOTS["clerks"]), content, "chat") + form + form.join(rules)
+        messages: list[dict[str, Any]] = [
+            {"role": "user", "content": self.fill(chance.choice(SLOTS["clerk-asks"]), content, "chat")}
+        ]
+        for _ in range(chance.choice([0, 1, 1, 2, 3])):
+            messages.append({"role": "assistant", "content": chance.choice(SLOTS["clerk-says"])})
+            messages.append({"role": "user", "content": self.fill(chance.choice(SLOTS["clerk-asks"]), content, "chat")})
+        return {"system": system, "messages": messages}
 
     def agent(self, instruction: str) -> dict[str, Any]:
         """Several tools, or a text protocol, in the middle of a loop."""

@@ -98,7 +98,7 @@ class Contents:
             kind = chance.choices(["passages", "tables", "code", "maths"], [8, 3, 0.3, 0.5])[0]
         else:
             kind = chance.choices(
-                ["passages", "utterances", "maths", "code", "tables", "trivia", "specs"], [8, 3, 3, 3, 2, 1, 1]
+                ["passages", "utterances", "maths", "code", "tables", "trivia", "specs"], [7, 3, 5, 4.5, 2, 1.5, 1]
             )[0]
         return chance.choice(self._pools[kind]), "hard" if kind in ("maths", "code") else "easy"
 
