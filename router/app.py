@@ -58,7 +58,7 @@ class App:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.catalog = load_catalog(Path(settings.catalog) if settings.catalog else None)
-        self.classifier = shipped_classifier()
+        self.classifier = shipped_classifier(settings.classifier_correction)
         compile_set = partial(
             compile_folder, catalog=self.catalog, classify=self.classifier.label, folder=settings.policies
         )
@@ -230,9 +230,18 @@ class TraceIds:
         return self._store.pop()
 
 
-def shipped_classifier() -> LinearClassifier:
-    """The classifier with the weights of the package."""
-    return LinearClassifier(files("router").joinpath("data/classifier.bin").read_bytes())
+def shipped_classifier(correction: str | None = None) -> LinearClassifier:
+    """The classifier with the weights of the package, and the owner's correction where a file names one."""
+    fitted = None
+    if correction is not None:
+        try:
+            fitted = Path(correction).read_bytes()
+        except OSError as exc:
+            raise SettingsError(
+                f"`classifier_correction` cannot be read: `{correction}`: {exc.strerror}",
+                hint="`router classify train` writes one",
+            ) from exc
+    return LinearClassifier(files("router").joinpath("data/classifier.bin").read_bytes(), fitted)
 
 
 def open_cache(url: str) -> CacheBackend | None:

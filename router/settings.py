@@ -49,6 +49,7 @@ class Settings:
     jobs: str | None = None
     workers: int = 1
     catalog: str | None = None
+    classifier_correction: str | None = None
     models_refresh: str = "off"
     tenant_secret: str | None = None
 
@@ -76,6 +77,7 @@ SETTINGS: Mapping[str, str] = {
     "jobs": "where deferred requests live; unset: the database of `traces`",
     "workers": "server processes on this host",
     "catalog": "file with models and prices in place of the shipped one",
+    "classifier_correction": "file that `router classify train` wrote from your own labels; read at start",
     "models_refresh": (
         "how often `GET /v1/models` is asked what models take, such as `15m`, or `off`; needs `upstream_api_key`"
     ),

@@ -8,6 +8,7 @@ import logging
 import pytest
 from kit.stage import AS_ASKED, stage
 
+from router.classify.correction import Correction, write_correction
 from router.errors import SettingsError
 
 pytestmark = pytest.mark.anyio
@@ -50,3 +51,15 @@ async def test_a_reload_that_takes_a_tied_policy_away_is_warned_of(tmp_path, cap
         s.write_policy(AS_ASKED, "haiku")
         await s.app.policies.reload()
         assert not warnings(caplog)
+
+
+async def test_the_owners_correction_is_read_at_the_start(tmp_path):
+    """A file that says easy for everything moves every label; one that cannot be read stops the start."""
+    path = tmp_path / "correction.json"
+    path.write_bytes(write_correction(Correction(1.0, -20.0)))
+    body = {"messages": [{"role": "user", "content": "Prove that there are infinitely many primes."}]}
+    async with stage(policies={"default": AS_ASKED}, classifier_correction=str(path)) as s:
+        assert s.app.classifier.label(body).p_hard < 0.5
+    with pytest.raises(SettingsError, match="classifier_correction"):
+        async with stage(policies={"default": AS_ASKED}, classifier_correction=str(tmp_path / "none.json")):
+            pass

@@ -15,6 +15,7 @@ import math
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +28,8 @@ from typing import Any
 import classifier_figures as figure
 import numpy as np
 from classifier_figures import Answers
-from classifier_folds import Item, Job, Judgement, group_sources, is_hard, read_items, run
-from train_classifier import Plan
+from classifier_fit import Plan
+from classifier_folds import Item, Job, Judgement, group_sources, is_hard, read_items, run, save_vectors
 
 from router.classify.evaluate import wilson
 from router.classify.label import TASKS
@@ -320,12 +321,16 @@ def main() -> int:
     items = read_items(data)
     print("figure" + " " * 60 + "value  95 % interval      least / aim")
     if not arguments.skip_folds:
-        plan = Plan(arguments.seed, 6, 30_000, 1) if arguments.quick else Plan(arguments.seed, 14, 45_000, 1)
-        own, template_folds = (7_000, 2) if arguments.quick else (18_000, 4)
-        job = partial(Job, data, template_folds=template_folds, plan=plan, own_count=own)
-        groups = group_sources(items, arguments.source_groups)
-        jobs = [job(group) for group in groups] + [job(frozenset()), job(frozenset(), given_split=True)]
-        *by_source, by_template, by_split = _run_all(jobs, arguments.workers, note)
+        plan = Plan(arguments.seed, 5, 30_000, 1) if arguments.quick else Plan(arguments.seed, 8, 45_000, 1)
+        own, template_folds = (8_000, 2) if arguments.quick else (18_000, 3)
+        with tempfile.TemporaryDirectory() as folder:
+            vectors = Path(folder) / "vectors.npz"
+            save_vectors(data, own, arguments.seed, vectors, arguments.workers)
+            note("vectors of all words")
+            job = partial(Job, data, template_folds=template_folds, plan=plan, own_count=own, vectors=vectors)
+            groups = group_sources(items, arguments.source_groups)
+            jobs = [job(group) for group in groups] + [job(frozenset()), job(frozenset(), given_split=True)]
+            *by_source, by_template, by_split = _run_all(jobs, arguments.workers, note)
         unseen = sorted((one for part in by_source for one in part), key=lambda one: one.at)
         for title, judged, key in (
             (f"unseen sources and templates: {len(groups)} x {template_folds} folds", unseen, "source"),

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
 
+from router.classify.correction import Correction
 from router.classify.label import TASKS
-from router.classify.model import Correction, Measured
+from router.classify.model import Measured
 
 # As if this many labels had said that nothing needs to change.
 _PULL = 20.0

@@ -1,11 +1,12 @@
 """A Messages request as sparse features: bounded reads of its edges, at a cost that no document size moves.
 
-Theory. The instruction of a request stands in the head of the system prompt and at the two ends of the last user turn;
-what lies between is mostly the document it speaks about. So the ends are read as words, neighbouring word pairs and
-stems, the stretch next to them as words only, and the rest not at all. Words of system and user share their features,
-because wordings move between the two; a tag is added where position tells something. Words are bytes: one
-`bytes.translate` folds case, digits and punctuation in a fixed number of C calls, and features are looked up by
-themselves in the model's vocabulary, each kind among its own, so that no tagged copy of a word is ever made.
+Theory. The instruction of a request stands in the system prompt, or in the first or the last line of the last user
+turn; what lies between is mostly the document it speaks about. So the request is read as five places of text: the
+head of the system prompt, the first line, the last line, and a stretch next to each of these two; and a sixth of
+structure: tools, parameters, lengths, signs. The places are judged apart and mixed by the model, so that an
+instruction outvotes a document. Words are bytes: one `bytes.translate` folds case, digits and punctuation in a fixed
+number of C calls, and words and neighbouring pairs are looked up in the model's vocabulary as they are. Sentences
+that talk about the routing are taken out first (`classify.pressure`).
 
 Every function takes any JSON value and treats what it does not know as absent.
 """
@@ -17,14 +18,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from router.classify.pressure import has_cue, without_pressure
+
 # Characters read at each place; together they bound the cost of a label.
 SYSTEM_HEAD, SYSTEM_TAIL = 600, 200
-EDGE, SHOULDER, ASK, SHAPE = 260, 400, 180, 330
+EDGE, LINE, STRETCH, SHAPE = 660, 180, 260, 330
 # Blocks, tools and properties looked at, from either end; a body may legally hold thousands.
 MAX_BLOCKS, MAX_TOOLS, MAX_PROPERTIES, MAX_TURNS_BACK = 8, 12, 12, 8
-LEAD_WORDS, LAST_WORDS, MAX_LINES, STEM = 10, 12, 24, 6
 # Words kept of a place; only scripts without blanks, where a word is a pair of characters, come near.
-SYSTEM_WORDS, EDGE_WORDS, ASK_WORDS, MIDDLE_WORDS = 130, 70, 40, 80
+SYSTEM_WORDS, TAIL_WORDS, LINE_WORDS, STRETCH_WORDS = 130, 40, 40, 60
 
 
 def _fold_table() -> bytes:
@@ -56,88 +58,102 @@ _NO_SIGNS = bytes(sorted(set(range(256)) - set(b"{}[]()=<>;_#*/+`")))
 _NO_MATHS = bytes(sorted(set(range(256)) - set(b"$\\^=%")))
 
 
-# A feature is a key of some kind: its name is the tag of the kind and the key. Keys of a kind are looked up among
-# themselves, so that a word is cut and hashed once, whatever it is looked up as. A pair is a tuple of its two words.
-PLAIN, PAIR, STEMMED, LEADING, FRONT, BACK, NEAR, LINE = range(8)
-TAGS = (b"", b"", b"~", b"s:", b"h:", b"t:", b"m:", b"l:")
+# A feature is a key of some kind, looked up among its own: a word, a pair as a tuple of its two words, or a shape that
+# starts with `#`. A pair's name is its two words and the blank between them.
+PLAIN, PAIR = range(2)
 Key = bytes | tuple[bytes, bytes]
 Part = tuple[int, Set[Key]]
-_KIND_OF_TAG = {tag[:-1]: kind for kind, tag in enumerate(TAGS) if tag.endswith(b":")}
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
     """What was read of one request: by place, the distinct keys of each kind that occurs there.
 
-    `system`, `ends`, `ask` (first and last line) and `middle` hold what words made; `structure` what the shape of the
-    request made (plain keys that start with `#`).
+    `places` are the system prompt, the first and the last line of the last user turn, the stretch after the first and
+    the stretch before the last, and at the end the structure. `length` counts the characters of that turn.
     """
 
-    system: list[Part]
-    ends: list[Part]
-    ask: list[Part]
-    middle: list[Part]
-    structure: list[Part]
+    places: tuple[list[Part], ...]
+    length: int
 
 
 def names(parts: Iterable[Part]) -> list[bytes]:
     """The names of the features of a place, as the weights file spells them."""
-    return [
-        TAGS[kind] + (key if isinstance(key, bytes) else key[0] + b" " + key[1]) for kind, keys in parts for key in keys
-    ]
+    return [key if isinstance(key, bytes) else key[0] + b" " + key[1] for _, keys in parts for key in keys]
 
 
 def kind_and_key(name: bytes) -> tuple[int, Key]:
     """The kind and the key of a feature by its name: `names` read backwards."""
-    if name.startswith(b"#"):
-        return PLAIN, name
-    if name.startswith(b"~"):
-        return STEMMED, name[1:]
-    tag, colon, key = name.partition(b":")
-    if colon:
-        kind = _KIND_OF_TAG.get(tag, PLAIN)
-        return (kind, key) if kind else (PLAIN, name)
     left, blank, right = name.partition(b" ")
-    return (PAIR, (left, right)) if blank else (PLAIN, name)
+    return (PAIR, (left, right)) if blank and not name.startswith(b"#") else (PLAIN, name)
 
 
 def extract(body: Mapping[str, Any]) -> Features:
     """The features of one parsed Messages body; never raises, whatever the fields hold."""
     structure: list[bytes] = []
-    head, tail, shape = _last_user_text(body.get("messages"), structure)
+    head, tail, length = _last_user_text(body.get("messages"), structure)
     system_head, system_tail = _text_edges(body.get("system"), SYSTEM_HEAD, SYSTEM_TAIL)
     _parameters(body, structure)
     tool_words = _tools(body, structure)
-    _shape_of_text(head, tail, shape, structure)
+    _shape_of_text(head, tail, length, structure)
     structure.append(b"#system=" + _bucket(len(system_head)))
 
-    system: list[Part] = []
-    if system_head or tool_words:
-        system_words = _first_words(system_head, SYSTEM_WORDS)
-        runs = [system_words, _last_words(system_tail, ASK_WORDS)] if system_tail else [system_words]
-        system = [*_runs(runs, tool_words), (LEADING, set(system_words[:LEAD_WORDS]))]
+    system = [_first_words(system_head, SYSTEM_WORDS)] if system_head else []
+    if system_tail:
+        system.append(_last_words(system_tail, TAIL_WORDS))
+    first, last, front, back = _runs(head, tail)
+    if has_cue(first) or has_cue(last) or has_cue(front) or has_cue(back):
+        first, last, front, back = _runs(*_without_pressure(head, tail))
+    return Features(
+        (
+            _words_and_pairs(system, tool_words),
+            _words_and_pairs([first]),
+            _words_and_pairs([last]),
+            [(PLAIN, set(front))] if front else [],
+            [(PLAIN, set(back))] if back else [],
+            [(PLAIN, set(structure))],
+        ),
+        length,
+    )
 
-    front, back = head[:EDGE], tail[-EDGE:]
-    front_words, back_words = _first_words(front, EDGE_WORDS), _last_words(back, EDGE_WORDS)
-    formed: list[bytes] = []
-    if front_words:
-        formed.append(b"h0:" + b" ".join(front_words[:2]))
-    if back_words:
-        formed.append(b"t0:" + b" ".join(back_words[-2:]))
-    ends = [
-        *_runs([front_words] if back == front else [front_words, back_words], formed),
-        (FRONT, set(front_words[:LEAD_WORDS])),
-        (BACK, set(back_words[-LAST_WORDS:])),
-        (LINE, _line_starts(head, tail)),
-    ]
-    first, last = head[:ASK].split("\n", 1)[0], tail.rstrip()[-ASK:].rsplit("\n", 1)[-1]
-    asked = [_first_words(first, ASK_WORDS)]
-    if last != first:
-        asked.append(_last_words(last, ASK_WORDS))
-    near = set(_first_words(head[EDGE:], MIDDLE_WORDS))
-    if head is not tail:
-        near.update(_last_words(tail[:-EDGE], MIDDLE_WORDS))
-    return Features(system, ends, _runs(asked), [(NEAR, near)], [(PLAIN, set(structure))])
+
+def _without_pressure(head: str, tail: str) -> tuple[str, str]:
+    """Both edges without the sentences that talk about the routing."""
+    cleaned = without_pressure(head)
+    return cleaned, cleaned if head is tail else without_pressure(tail)
+
+
+def _runs(head: str, tail: str) -> tuple[list[bytes], list[bytes], list[bytes], list[bytes]]:
+    """The words of the first line, of the last one, of the stretch after the first and of the stretch before the
+    last."""
+    text = head.lstrip()
+    first = text[:LINE].split("\n", 1)[0]
+    if head is tail:
+        rest = text[len(first) :].rstrip()
+        last = rest[-LINE:].rsplit("\n", 1)[-1]
+        between = rest[: len(rest) - len(last)]
+        front, back = between[:STRETCH], between[STRETCH:][-STRETCH:]
+    else:
+        rest = tail.rstrip()
+        last = rest[-LINE:].rsplit("\n", 1)[-1]
+        front, back = text[len(first) :][:STRETCH], rest[: len(rest) - len(last)][-STRETCH:]
+    return (
+        _first_words(first, LINE_WORDS),
+        _last_words(last, LINE_WORDS) if last else [],
+        _first_words(front, STRETCH_WORDS) if front else [],
+        _last_words(back, STRETCH_WORDS) if back else [],
+    )
+
+
+def _words_and_pairs(runs: list[list[bytes]], also: Iterable[bytes] = ()) -> list[Part]:
+    """The distinct words of some runs and their neighbouring pairs; `also` are plain keys. Nothing where none is
+    said."""
+    plain: set[bytes] = set(also)
+    pairs: set[tuple[bytes, bytes]] = set()
+    for run in runs:
+        plain.update(run)
+        pairs.update(pairwise(run))
+    return [(PLAIN, plain), (PAIR, pairs)] if plain else []
 
 
 def words(text: str) -> list[bytes]:
@@ -178,29 +194,6 @@ def _is_wide(text: str) -> bool:
     return sum([text[at] >= "\u2e80" for at in (step, 2 * step, 3 * step)]) >= 2
 
 
-def _runs(runs: Iterable[list[bytes]], also: Iterable[bytes] = ()) -> list[Part]:
-    """The words of some stretches of text, their neighbouring pairs and the stems of long words; `also` plain keys."""
-    plain: set[bytes] = set()
-    pairs: set[tuple[bytes, bytes]] = set()
-    for run in runs:
-        plain.update(run)
-        pairs.update(pairwise(run))
-    stems = {word[:STEM] for word in plain if len(word) > STEM}
-    plain.update(also)
-    return [(PLAIN, plain), (PAIR, pairs), (STEMMED, stems)]
-
-
-def _line_starts(head: str, tail: str) -> set[bytes]:
-    """First words of lines (`Question`, `A`, `Text`), which show the form of a prompt whatever it is about."""
-    found: set[bytes] = set()
-    for text in (head,) if head is tail else (head, tail):
-        for line in text.encode("utf-8", "replace").lower().split(b"\n", MAX_LINES)[:MAX_LINES]:
-            start = line[:24].split(None, 1)
-            if start:
-                found.add(start[0][:12])
-    return found
-
-
 def _last_user_text(messages: Any, structure: list[bytes]) -> tuple[str, str, int]:
     """Head and tail of the last user turn that holds text, and its length; notes the shape of the conversation."""
     if not isinstance(messages, list) or not messages:
@@ -224,7 +217,7 @@ def _last_user_text(messages: Any, structure: list[bytes]) -> tuple[str, str, in
             kind = block.get("type")
             if kind != "text" and isinstance(kind, str):
                 structure.append(b"#block=" + kind[:16].encode("utf-8", "replace"))
-        head, tail = _text_edges(content, EDGE + SHOULDER, EDGE + SHOULDER)
+        head, tail = _text_edges(content, EDGE, EDGE)
         if head:
             if back > 1:
                 structure.append(b"#text-back")

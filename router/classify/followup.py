@@ -1,7 +1,9 @@
 """Short follow-ups: "yes", "do it", "B". They ask for nothing themselves; what they ask for was said before them.
 
-Judged alone such a turn looks like small talk, and the hard work that it sets going would be sent to the small model.
-So a conversation whose last user turn is a few words is also judged as it stood at the last turn that says enough.
+Judged alone such a turn says nothing, and the hard work that it sets going could be sent to the small model. So where
+the last user turn is a few words and its own judgement is open, the conversation is judged as it stood at the last
+turn that says enough. A short turn that does say something ("thanks", "shorter, please", "now prove it") is judged by
+itself.
 """
 
 from __future__ import annotations
@@ -9,8 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-SHORT_CHARS = 40  # a user turn below this leans on what was said before it
+SHORT_CHARS = 40  # a user turn below this may lean on what was said before it
 MAX_MESSAGES_BACK = 40  # how far back a turn that says enough is looked for
+# Between these the judgement of a short turn is open.
+SURELY_EASY, SURELY_HARD = 0.25, 0.85
+
+
+def is_decided(p_hard: float) -> bool:
+    """Whether a turn's own judgement is clear enough to need no look back."""
+    return p_hard < SURELY_EASY or p_hard > SURELY_HARD
 
 
 def standing_request(body: Mapping[str, Any]) -> Mapping[str, Any] | None:

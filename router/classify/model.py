@@ -1,60 +1,71 @@
-"""`LinearClassifier`: request features times int8 weights, thirteen numbers at once, then one calibrated judgement.
+"""`LinearClassifier`: request features times int8 weights, mixed over the places of a request, then calibrated.
 
-Theory. Eleven task scores, one lane score and one difficulty score are linear in the same sparse features. All thirteen
-weights of a feature are packed into one Python integer with 16 bits a field, so a sum over features is one `sum()` over
-big integers: the only arithmetic that is fast in pure Python. Negative fields borrow from their left neighbour; adding
-half of each field's range before unpacking pays every debt back, so the sums are exact. Look-ups in a cold cache are
-most of the cost: rows are short, words are shared objects, and the file's order, most frequent first, keeps what most
-requests touch close together.
+Theory. Eleven task scores, one lane score and one difficulty score are linear in the sparse features of a place, and
+so is a gate: how much that place looks like the instruction. The softmax of the gates mixes the places of text, so
+that an instruction outvotes the document beside it, wherever either stands; structure is added as it is.
 
 The lane is the mean of the lane head and of the summed task probabilities of hard work: each is wrong in other places.
-Where little of a request is known, the judgement leans to hard work: a wrong upgrade costs cents, a wrong
-downgrade trust.
-
-The weights file: the magic line, then zlib over one JSON header line, the feature names one a line, and 13 int8
-a feature.
+Where little of a request is known, the judgement leans to hard work: a wrong upgrade costs cents, a wrong downgrade
+trust. Among requests that are surely hard, which is the harder one is told by the difficulty head and by length (a
+published observation: within a domain longer problems are harder), so that `p_hard` also orders what no lane parts.
 """
 
 from __future__ import annotations
 
-import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import exp, log, sqrt
-from struct import Struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import exp, log, log2, sqrt
 from typing import Any
 
-from router.classify.features import TAGS, Features, Key, Part, extract, kind_and_key, names
-from router.classify.followup import standing_request
-from router.classify.label import HARD_TASKS, STRUCTURED_TASKS, TASKS, Label
+from router.classify.correction import Correction, read_correction
+from router.classify.features import Features, Part, extract, kind_and_key, names
+from router.classify.followup import is_decided, standing_request
+from router.classify.label import PLACES, STRUCTURED_TASKS, TASKS, Label
+from router.classify.weights import DIFFICULTY, FIELDS, GATE, HEADS, LANE, MOST_ROWS, read_weights, unpack
 from router.errors import SettingsError
 
-MAGIC = b"router-classifier 1\n"
-HEADS = len(TASKS) + 2
-LANE, DIFFICULTY = len(TASKS), len(TASKS) + 1
-PLACES = ("system", "ends", "ask", "middle", "structure")
-_FIELDS = Struct(f"<{HEADS}h")
-_DEBT = sum(1 << (16 * at + 15) for at in range(HEADS))
-# Rows that one sum may hold: 258 times 127 still fits a field.
-_MOST = 258
-_NOTHING = (0,) * HEADS
+TEXT_PLACES = len(PLACES) - 1
+# What the places of text count together, and what one feature of the structure counts.
+MIX, STRUCTURE_SCALE = 2.0, 0.15
+_NOTHING = (0,) * FIELDS
+_CLOSED = -1e9  # the gate of a place that holds nothing
 _FIRST_HARD = len(STRUCTURED_TASKS)
-# The vocabulary: for each kind of feature its keys, each with its packed weights.
-Rows = tuple[dict[Key, int], ...]
+# Log-odds from which requests are ordered by how hard they are, and those at which nothing else orders them.
+_SURE, _SUREST = 1.0, 2.0
+# What one unit of the difficulty score and one doubling of the length add there; an ordinary length in characters.
+_PER_DEPTH, _PER_DOUBLING, _ORDINARY = 0.4, 0.5, 300
+_MOST_ORDER = 3.0  # and it never takes away
+# What is not known of a request counts as a request that is hard four times in five.
+_UNKNOWN = 0.8
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a label is as it is: what each place of the request added to the lane score, and what weighed most.
+    """Why a label is as it is: how much each place counted (adds up to 1), and what weighed most.
 
-    Numbers are log-odds of hard work. `features` may hold words of the prompt: show them only where content may be
+    Weights are log-odds of hard work. `features` may hold words of the prompt: show them only where content may be
     shown.
     """
 
     label: Label
-    places: tuple[tuple[str, float], ...]
+    attention: tuple[float, ...]
     features: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Calibrated scores before a correction.
+
+    `tasks` become chances by softmax; `lane_logit` are log-odds of hard work; `depth` says how hard, 0 in the middle;
+    `evidence` runs from 0 to 1; `order`, from 0 to 3, parts requests that are surely hard.
+    """
+
+    tasks: list[float]
+    lane_logit: float
+    depth: float
+    evidence: float
+    order: float = 0.0
 
 
 class LinearClassifier:
@@ -63,17 +74,17 @@ class LinearClassifier:
     Raises `SettingsError` when the weights or the correction cannot be read. Holds no state that a call changes.
     """
 
-    __slots__ = ("_bias", "_calibration", "_correction", "_get", "_place_scale", "_rows", "_unit", "lane_threshold")
+    __slots__ = ("_bias", "_calibration", "_correction", "_gate_bias", "_get", "_rows", "_unit", "lane_threshold")
 
     def __init__(self, weights: bytes, correction: bytes | None = None) -> None:
         try:
-            header, rows = _read_weights(weights)
+            header, rows = read_weights(weights)
             self._unit: list[float] = [float(x) for x in header["unit"]]
             self._bias: list[float] = [float(x) for x in header["bias"]]
-            self._place_scale: list[float] = [float(header["place_scale"][place]) for place in PLACES]
+            self._gate_bias: list[float] = [float(x) for x in header["gate_bias"]]
             self._calibration: dict[str, float] = {k: float(v) for k, v in header["calibration"].items()}
             self.lane_threshold = self._calibration["threshold"]
-            if not len(self._unit) == len(self._bias) == HEADS:
+            if (len(self._unit), len(self._bias), len(self._gate_bias)) != (FIELDS, HEADS, TEXT_PLACES):
                 raise ValueError("wrong number of heads")
         except (ValueError, KeyError, TypeError, zlib.error) as exc:
             raise SettingsError(
@@ -86,18 +97,20 @@ class LinearClassifier:
     def label(self, body: Mapping[str, Any]) -> Label:
         """The judgement about one parsed body; any JSON value in any field is fine.
 
-        A short follow-up is judged with the request that it follows, and the harder of the two counts.
+        A short turn that says nothing of its own is judged as the request that it follows.
         """
         label = self._label(body)
-        standing = standing_request(body)
-        if standing is None:
+        if is_decided(label.p_hard):
             return label
-        earlier = self._label(standing)
-        return earlier if earlier.p_hard > label.p_hard else label
+        standing = standing_request(body)
+        return label if standing is None else self._label(standing)
 
     def _label(self, body: Mapping[str, Any]) -> Label:
-        scores, known = self._scores(extract(body))
-        return self._judge(scores, known)
+        features = extract(body)
+        scores, known, counted, sums = self._scores(features)
+        label = self._judge(scores, known, features.length)
+        unit = self._unit[LANE]
+        return replace(label, places=tuple([unit * c * s[LANE] for c, s in zip(counted, sums, strict=True)]))
 
     def lane(self, label: Label) -> str:
         """`sonnet` where `p_hard` reaches the shipped threshold, else `haiku`."""
@@ -106,51 +119,69 @@ class LinearClassifier:
     def explain(self, body: Mapping[str, Any], most: int = 12) -> Explanation:
         """The label with its reasons; slower than `label`, meant for people."""
         features = extract(body)
-        scores, known = self._scores(features)
-        places, single = [], []
-        for place, parts, scale in zip(PLACES, _by_place(features), self._place_scale, strict=True):
-            share = _share(place, parts, scale) * self._unit[LANE]
-            added = []
-            for name in sorted(names(parts)):
+        _, _, counted, _ = self._scores(features)
+        single = []
+        for place, parts, share in zip(PLACES, features.places, counted, strict=True):
+            for name in names(parts):
                 kind, key = kind_and_key(name)
                 if row := self._rows[kind].get(key):
-                    added.append((name.decode("utf-8", "replace"), _unpack(row)[LANE] * share))
-            places.append((place, sum(weight for _, weight in added)))
-            single += [(f"{place}: {name}", weight) for name, weight in added]
-        single.sort(key=lambda pair: -abs(pair[1]))
-        return Explanation(self._judge(scores, known), tuple(places), tuple(single[:most]))
+                    weight = unpack(row)[LANE] * share * self._unit[LANE]
+                    single.append((f"{place}: {name.decode('utf-8', 'replace')}", weight))
+        single.sort(key=lambda pair: (-abs(pair[1]), pair[0]))
+        roots = [sqrt(_count(parts)) for parts in features.places[:TEXT_PLACES]]
+        attention = tuple(share * root / MIX for share, root in zip(counted, roots, strict=False))
+        return Explanation(self.label(body), attention, tuple(single[:most]))
 
-    def _scores(self, features: Features) -> tuple[list[float], int]:
-        """The thirteen linear scores, and how many features of the words at the edges the vocabulary knows."""
-        system, of_system = self._sums(features.system)
-        ends, of_ends = self._sums(features.ends)
-        ask, _ = self._sums(features.ask)
-        middle, _ = self._sums(features.middle)
-        structure, _ = self._sums(features.structure)
-        s, e, a, m, t = map(_share, PLACES, _by_place(features), self._place_scale)
+    def _scores(self, features: Features) -> tuple[list[float], int, list[float], list[Sequence[int]]]:
+        """The thirteen mixed scores, how many words the vocabulary knows, what a feature of each place counts, and the
+        sums of each place."""
+        sums: list[Sequence[int]] = []
+        known = 0
+        gates: list[float] = []
+        shares: list[float] = []
+        unit = self._unit[GATE]
+        for parts, bias in zip(features.places, self._gate_bias, strict=False):
+            if not parts:
+                sums.append(_NOTHING)
+                gates.append(_CLOSED)
+                shares.append(0.0)
+                continue
+            total, found = self._sums(parts)
+            known += found
+            sums.append(total)
+            share = 1 / sqrt(_count(parts))
+            shares.append(share)
+            gates.append(total[GATE] * unit * share + bias)
+        top = max(gates)
+        opened = [exp(max(gate - top, -700.0)) for gate in gates]
+        scale = MIX / sum(opened)
+        counted = [gate * share * scale for gate, share in zip(opened, shares, strict=True)]
+        counted.append(STRUCTURE_SCALE)
+        sums.append(self._sums(features.places[-1])[0])
+        s, f, z, r, b, t = counted
         scores = [
-            bias + unit * (s * in_system + e * in_ends + a * in_ask + m * in_middle + t * in_structure)
-            for bias, unit, in_system, in_ends, in_ask, in_middle, in_structure in zip(
-                self._bias, self._unit, system, ends, ask, middle, structure, strict=False
-            )
+            bias + unit * (s * in_s + f * in_f + z * in_z + r * in_r + b * in_b + t * in_t)
+            for bias, unit, in_s, in_f, in_z, in_r, in_b, in_t in zip(self._bias, self._unit, *sums, strict=False)
         ]
-        return scores, of_system + of_ends
+        return scores, known, counted, sums
 
     def _sums(self, parts: list[Part]) -> tuple[Sequence[int], int]:
-        """The thirteen weights of the features of a place added up, and how many of them the vocabulary knows."""
+        """The fourteen weights of the features of a place added up, and how many of them the vocabulary knows."""
         rows: list[int] = []
         for kind, keys in parts:
             rows += filter(None, map(self._get[kind], keys))
-        if len(rows) <= _MOST:
-            return (_unpack(sum(rows)) if rows else _NOTHING), len(rows)
-        several = [_unpack(sum(rows[start : start + _MOST])) for start in range(0, len(rows), _MOST)]
+        if len(rows) <= MOST_ROWS:
+            return (unpack(sum(rows)) if rows else _NOTHING), len(rows)
+        several = [unpack(sum(rows[start : start + MOST_ROWS])) for start in range(0, len(rows), MOST_ROWS)]
         return [sum(column) for column in zip(*several, strict=True)], len(rows)
 
     def measure(self, body: Mapping[str, Any]) -> Measured:
         """What the weights say before the correction: the place where a correction is fitted."""
-        return self._measure(*self._scores(extract(body)))[0]
+        features = extract(body)
+        scores, known, _, _ = self._scores(features)
+        return self._measure(scores, known, features.length)[0]
 
-    def _measure(self, scores: list[float], known: int) -> tuple[Measured, list[float]]:
+    def _measure(self, scores: list[float], known: int, length: int) -> tuple[Measured, list[float]]:
         """What the weights say, and the chances of the tasks by them alone."""
         fit = self._calibration
         heat = fit["task_scale"]
@@ -159,115 +190,30 @@ class LinearClassifier:
         lane = (_sigmoid(scores[LANE]) + sum(chances[_FIRST_HARD:])) / 2
         lane_logit = fit["lane_scale"] * _logit(lane) + fit["lane_bias"]
         depth = scores[DIFFICULTY] - fit["difficulty_zero"]
-        return Measured(tasks, lane_logit, depth, known / (known + fit["doubt"])), chances
+        order = _PER_DEPTH * (depth - fit["difficulty_hard"]) + _PER_DOUBLING * log2((length + 20) / _ORDINARY)
+        return Measured(tasks, lane_logit, depth, known / (known + fit["doubt"]), min(max(order + 1, 0.0), _MOST_ORDER)), chances
 
-    def _judge(self, scores: list[float], known: int) -> Label:
+    def _judge(self, scores: list[float], known: int, length: int) -> Label:
         """Scores → label, by the calibration and the correction."""
         own = self._correction
-        measured, chances = self._measure(scores, known)
+        measured, chances = self._measure(scores, known, length)
         if any(own.task_bias):
             chances = _softmax([score + bias for score, bias in zip(measured.tasks, own.task_bias, strict=True)])
         evidence = measured.evidence
-        # In doubt, hard: what is not known counts as a request that is hard four times in five.
-        p_hard = evidence * _sigmoid(own.lane_scale * measured.lane_logit + own.lane_bias) + (1 - evidence) * 0.8
+        # In doubt, hard.
+        hard = evidence * _sigmoid(own.lane_scale * measured.lane_logit + own.lane_bias) + (1 - evidence) * _UNKNOWN
+        odds = _logit(hard)
+        if odds > _SURE:
+            odds = min(odds, _SUREST) + min((odds - _SURE) / (_SUREST - _SURE), 1.0) * measured.order
         top = max(chances)
         # Mostly from the lane, so that both meet at 0.5; the difficulty head orders within a lane.
-        depth = (_logit(p_hard) - _logit(self.lane_threshold)) * 0.7 + measured.depth * 0.3
-        return Label(TASKS[chances.index(top)], _sigmoid(depth), top * evidence, p_hard)
+        depth = (odds - _logit(self.lane_threshold)) * 0.7 + measured.depth * 0.3
+        return Label(TASKS[chances.index(top)], _sigmoid(depth), top * evidence, _sigmoid(odds))
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Calibrated scores before a correction.
-
-    `tasks` become chances by softmax; `lane_logit` are log-odds of hard work; `evidence` runs from 0 to 1.
-    """
-
-    tasks: list[float]
-    lane_logit: float
-    depth: float
-    evidence: float
-
-
-@dataclass(frozen=True, slots=True)
-class Correction:
-    """A small change on top of the shipped weights: scale and bias of the lane's log-odds, a bias a task."""
-
-    lane_scale: float = 1.0
-    lane_bias: float = 0.0
-    task_bias: tuple[float, ...] = (0.0,) * len(TASKS)
-
-
-def read_correction(document: bytes) -> Correction:
-    """A correction as `write_correction` wrote it; raises `SettingsError`."""
-    try:
-        parsed = json.loads(document)
-        if parsed["version"] != 1:
-            raise ValueError(f"version `{parsed['version']}`")
-        biases = parsed["task_bias"]
-        unknown = sorted(set(biases) - set(TASKS))
-        if unknown:
-            raise ValueError(f"unknown task `{unknown[0]}`")
-        return Correction(
-            float(parsed["lane_scale"]), float(parsed["lane_bias"]), tuple(float(biases.get(task, 0)) for task in TASKS)
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise SettingsError(
-            f"the classifier's correction cannot be read: {exc}", hint="`router classify train` writes one"
-        ) from exc
-
-
-def write_correction(correction: Correction) -> bytes:
-    """A correction as JSON text."""
-    document = {
-        "version": 1,
-        "lane_scale": round(correction.lane_scale, 6),
-        "lane_bias": round(correction.lane_bias, 6),
-        "task_bias": {task: round(bias, 6) for task, bias in zip(TASKS, correction.task_bias, strict=True)},
-    }
-    return json.dumps(document, indent=2).encode() + b"\n"
-
-
-def pack_weights(header: Mapping[str, Any], features: Iterable[bytes], rows: bytes) -> bytes:
-    """The weights file: header (`unit`, `bias`, `place_scale`, `calibration`), feature names, 13 int8 a feature."""
-    listed = list(features)
-    text = json.dumps({**header, "features": len(listed)}, sort_keys=True).encode()
-    return MAGIC + zlib.compress(text + b"\n" + b"\n".join(listed) + b"\n" + rows, 9)
-
-
-def _read_weights(weights: bytes) -> tuple[dict[str, Any], Rows]:
-    """Header, and by kind a packed integer a feature."""
-    if not weights.startswith(MAGIC):
-        raise ValueError("no classifier file, or one of another version")
-    text, _, rest = zlib.decompress(weights[len(MAGIC) :]).partition(b"\n")
-    header = json.loads(text)
-    count = int(header["features"])
-    parts = rest.split(b"\n", count)
-    if len(parts) != count + 1 or len(parts[-1]) != count * HEADS:
-        raise ValueError("the file is cut short")
-    one_row = Struct(f"{HEADS}b")
-    rows: Rows = tuple({} for _ in TAGS)
-    same = dict[bytes, bytes]().setdefault  # one object a word: a pair finds its words where the word itself was found
-    for name, row in zip(parts, one_row.iter_unpack(parts[-1]), strict=False):
-        kind, key = kind_and_key(name)
-        key = (same(key[0], key[0]), same(key[1], key[1])) if isinstance(key, tuple) else same(key, key)
-        rows[kind][key] = (int.from_bytes(_FIELDS.pack(*row), "little") ^ _DEBT) - _DEBT
-    return header, rows
-
-
-def _by_place(features: Features) -> tuple[list[Part], ...]:
-    """The features in the order of PLACES."""
-    return features.system, features.ends, features.ask, features.middle, features.structure
-
-
-def _share(place: str, parts: list[Part], scale: float) -> float:
-    """The value of one feature: word places have length one, so that long texts do not shout."""
-    return scale if place == "structure" else scale / sqrt(sum([len(keys) for _, keys in parts]) or 1)
-
-
-def _unpack(total: int) -> tuple[int, ...]:
-    """The signed fields of a sum of packed rows."""
-    return _FIELDS.unpack((total + _DEBT ^ _DEBT).to_bytes(_FIELDS.size, "little"))
+def _count(parts: list[Part]) -> int:
+    """How many features a place holds, known or not; 1 where it holds none."""
+    return sum([len(keys) for _, keys in parts]) or 1
 
 
 def _sigmoid(x: float) -> float:
@@ -284,15 +230,3 @@ def _softmax(scores: list[float]) -> list[float]:
     powers = [exp(score - top) for score in scores]
     total = sum(powers)
     return [power / total for power in powers]
-
-
-__all__ = [
-    "HARD_TASKS",
-    "Correction",
-    "Explanation",
-    "LinearClassifier",
-    "Measured",
-    "pack_weights",
-    "read_correction",
-    "write_correction",
-]

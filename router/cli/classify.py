@@ -13,9 +13,10 @@ from zlib import crc32
 import click
 
 from router.classify.correct import Example, fit_correction
+from router.classify.correction import Correction, write_correction
 from router.classify.evaluate import Judged, figures, wilson
 from router.classify.label import HARD_TASKS, TASKS, Label
-from router.classify.model import Correction, LinearClassifier, write_correction
+from router.classify.model import LinearClassifier
 from router.errors import RouterError, SettingsError
 
 _FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)

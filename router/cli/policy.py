@@ -13,8 +13,8 @@ import click
 
 from router.catalog.lookup import Catalog
 from router.catalog_file import load_catalog
-from router.classify.label import Label
-from router.classify.model import LinearClassifier
+from router.classify.label import PLACES
+from router.classify.model import Explanation, LinearClassifier
 from router.cli.policy_lanes import lane_verdicts, named_lane
 from router.errors import RouterError
 from router.facts.inspect import Caller, inspect
@@ -125,11 +125,18 @@ def test(folder: Path, catalog_file: Path | None, as_json: bool) -> None:
 @click.argument("request_file", metavar="REQUEST.json", type=click.File("rb"))
 @click.option("--policy", "name", default="default", show_default=True, help="which policy")
 @click.option("--header", "headers", multiple=True, metavar="NAME: VALUE", help="a request header; may be repeated")
+@click.option("--words", is_flag=True, help="show the words of the request that weighed most for its label")
 @_policies
 @_catalog
 @_json
 def explain_command(
-    request_file: Any, name: str, headers: tuple[str, ...], folder: Path, catalog_file: Path | None, as_json: bool
+    request_file: Any,
+    name: str,
+    headers: tuple[str, ...],
+    words: bool,
+    folder: Path,
+    catalog_file: Path | None,
+    as_json: bool,
 ) -> None:
     """Say which rule a request meets and why, clause by clause, with the values seen. `-` reads standard input."""
     checked, catalog, classifier = _check(folder, catalog_file)
@@ -164,7 +171,8 @@ def explain_command(
             "named_lane_refused": refused or None,
             "swap": decision.swap,
             "lanes": [lane.json() for lane in lanes],
-            "labels": _labels(label),
+            "labels": label.recorded(),
+            "read": _read(classifier.explain(request.body), words),
             "facts": facts.recorded(compiled.headers_read),
             "rules": [_rule_json(rule) for rule in rules],
         }
@@ -178,7 +186,12 @@ def explain_command(
         click.echo(f"  {refused or decision.why[-1]}")
     for lane in lanes:
         click.echo(lane.line())
-    click.echo("labels: " + ", ".join(f"{key} {value}" for key, value in _labels(label).items()))
+    shown = label.recorded()
+    places = ", ".join(f"{place} {added:+}" for place, added in shown.pop("places").items())
+    click.echo("labels: " + ", ".join(f"{key} {value}" for key, value in shown.items()))
+    click.echo(f"  p_hard moved by: {places or 'nothing known'}")
+    for feature, added in _read(classifier.explain(request.body), words)["features"].items():
+        click.echo(f"  {added:+.2f}  {feature}")
 
 
 @policy.command()
@@ -253,15 +266,6 @@ def _headers(given: tuple[str, ...]) -> dict[str, str]:
     return headers
 
 
-def _labels(label: Label) -> dict[str, Any]:
-    return {
-        "task": label.task,
-        "difficulty": round(label.difficulty, 3),
-        "confidence": round(label.confidence, 3),
-        "p_hard": round(label.p_hard, 3),
-    }
-
-
 def _print_rule(rule: RuleSeen, file: str) -> None:
     place = f" ({file}:{rule.line})" if rule.line else ""
     click.echo(f"{rule.name}: {rule.outcome}{place}")
@@ -309,3 +313,10 @@ def _value(value: Any) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _read(explanation: Explanation, words: bool) -> dict[str, Any]:
+    """How much each place of the request counted for its label; where words may be shown, which weighed most."""
+    attention = {place: round(share, 2) for place, share in zip(PLACES, explanation.attention, strict=False) if share}
+    features = {name: round(weight, 3) for name, weight in explanation.features} if words else {}
+    return {"attention": attention, "features": features}

@@ -191,12 +191,7 @@ class Planner:
             label = self.classifier.label(request.body)
         except Exception:  # a classifier's bug must cost a routing choice, not the request; `why` says it happened
             return None
-        exchange.trace.labels = {
-            "task": label.task,
-            "difficulty": round(label.difficulty, 4),
-            "confidence": round(label.confidence, 4),
-            "p_hard": round(label.p_hard, 4),
-        }
+        exchange.trace.labels = label.recorded()
         exchange.span("classified", started_s)
         return label
 

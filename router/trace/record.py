@@ -73,7 +73,7 @@ class Trace:
     why: tuple[str, ...] = ()  # rule by rule, what failed or matched; swap refusals too
     tags: tuple[str, ...] = ()
     facts: Mapping[str, Any] | None = None
-    labels: Mapping[str, Any] | None = None  # task, difficulty, confidence, p_hard
+    labels: Mapping[str, Any] | None = None  # task, difficulty, confidence, p_hard; by place, what moved p_hard
 
     model_asked: str = ""
     model_sent: str = ""

@@ -180,7 +180,8 @@ def _label(text: str | None) -> tuple[Label | None, tuple[str, ...]]:
     numbers = [name for name in LABEL_FACTS if name != "task"]
     known = {name: float(labels[name]) for name in numbers if type(labels.get(name)) in (int, float)}
     lacking = tuple(name for name in LABEL_FACTS if name not in known and not (name == "task" and type(task) is str))
-    label = Label(task if isinstance(task, str) else "", *(known.get(name, nan) for name in numbers))
+    difficulty, confidence, p_hard = (known.get(name, nan) for name in ("difficulty", "confidence", "p_hard"))
+    label = Label(task if isinstance(task, str) else "", difficulty, confidence, p_hard)
     return label, lacking
 
 

@@ -14,6 +14,7 @@ import tools  # noqa: F401  # puts the folder of the tools on the path, as a run
 import classifier_figures as figure  # isort: skip
 import classifier_folds as folds  # isort: skip
 import classifier_table as table  # isort: skip
+import word_vectors  # isort: skip
 from router.classify.evaluate import Judged, area_under_curve, calibration_error, figures
 from router.classify.label import HARD_TASKS, TASKS
 
@@ -82,15 +83,24 @@ def tiny(tmp_path):
     return path, rows
 
 
-def test_no_model_has_seen_the_source_or_the_template_that_it_judges(tiny, monkeypatch):
+@pytest.fixture
+def few_vectors(tmp_path):
+    """Vectors of some words, drawn by chance."""
+    chance = np.random.default_rng(1)
+    path = tmp_path / "vectors.npz"
+    word_vectors.save({word: chance.random(8).astype(np.float32) for word in ("prove", "label", "note", "kind")}, path)
+    return path
+
+
+def test_no_model_has_seen_the_source_or_the_template_that_it_judges(tiny, few_vectors, monkeypatch):
     """And no threshold the source; every row of the held sources is judged once."""
     path, rows = tiny
     fitted = []
     real = folds.fit
 
-    def spy(known, plan):
+    def spy(known, plan, vectors):
         fitted.append({(row.template, row.request["messages"][0]["content"]) for row in known})
-        return real(known, plan)
+        return real(known, plan, vectors)
 
     calibrated = []
     real_read = folds.raw_outputs
@@ -103,7 +113,7 @@ def test_no_model_has_seen_the_source_or_the_template_that_it_judges(tiny, monke
     monkeypatch.setattr(folds, "raw_outputs", spy_outputs)
     # Own rows that carry the wording of a labelled row must be held out with it.
     monkeypatch.setattr(folds, "generate", lambda items, count, seed: list(items))
-    job = folds.Job(path, frozenset({"s1"}), 2, folds.Plan(3, 2, 500, 1), 0)
+    job = folds.Job(path, frozenset({"s1"}), 2, folds.Plan(3, 2, 500, 1), 0, few_vectors)
     judged = folds.run(job)
     held = [at for at, row in enumerate(rows) if row["source"] == "s1"]
     assert sorted(one.at for one in judged) == held
@@ -116,10 +126,10 @@ def test_no_model_has_seen_the_source_or_the_template_that_it_judges(tiny, monke
     assert all(0 <= one.score <= 1 for one in judged)
 
 
-def test_the_given_split_is_judged_by_a_model_of_its_train_part(tiny):
+def test_the_given_split_is_judged_by_a_model_of_its_train_part(tiny, few_vectors):
     """Only rows of `dev` come back."""
     path, rows = tiny
-    judged = folds.run(folds.Job(path, frozenset(), 2, folds.Plan(3, 2, 500, 1), 60, given_split=True))
+    judged = folds.run(folds.Job(path, frozenset(), 2, folds.Plan(3, 2, 500, 1), 60, few_vectors, given_split=True))
     assert [one.at for one in judged] == [at for at, row in enumerate(rows) if row["split"] == "dev"]
     assert [one.at for one in judged if one.stripped is not None] == [1]
 

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from router.classify.correction import Correction, write_correction
 from router.classify.features import extract, names
-from router.classify.label import HARD_TASKS, STRUCTURED_TASKS, TASKS
-from router.classify.model import MAGIC, Correction, LinearClassifier, pack_weights, write_correction
+from router.classify.label import HARD_TASKS, PLACES, STRUCTURED_TASKS, TASKS
+from router.classify.model import MIX, LinearClassifier
+from router.classify.weights import FIELDS, HEADS, MAGIC, pack_weights
 from router.errors import SettingsError
 
 WEIGHTS = (Path(__file__).parents[2] / "router" / "data" / "classifier.bin").read_bytes()
@@ -123,53 +125,57 @@ def test_explain_names_places_and_features_that_add_up(model):
     )
     explanation = model.explain(request)
     assert explanation.label == model.label(request)
-    assert [place for place, _ in explanation.places] == ["system", "ends", "ask", "middle", "structure"]
+    assert len(explanation.label.places) == len(PLACES)
+    assert sum(explanation.attention) == pytest.approx(1)
+    assert max(explanation.attention) == explanation.attention[PLACES.index("first")]
     weights = [abs(weight) for _, weight in explanation.features]
     assert weights == sorted(weights, reverse=True)
     assert len(weights) == 12
 
 
+CALIBRATION = {
+    "task_scale": 1,
+    "lane_scale": 1,
+    "lane_bias": 0,
+    "doubt": 1,
+    "threshold": 0.5,
+    "difficulty_zero": 0,
+    "difficulty_hard": 0,
+}
+
+
+def small(features, rows, bias=0.0, unit=1.0):
+    """A classifier of a few features; `rows` are the bytes of their weights."""
+    header = {"unit": [unit] * FIELDS, "bias": [bias] * HEADS, "gate_bias": [0.0] * 5, "calibration": CALIBRATION}
+    return LinearClassifier(pack_weights(header, features, rows))
+
+
 def test_small_weights_give_the_sums_they_should():
     """Packed fields add up exactly, negative ones too."""
-    rows = bytes(value % 256 for value in [-3] * 13 + [5] * 11 + [-127, 127])
-    header = {
-        "unit": [0.5] * 13,
-        "bias": [1.0] * 13,
-        "place_scale": {"system": 1, "ends": 1, "ask": 1, "middle": 1, "structure": 1},
-        "calibration": {
-            "task_scale": 1,
-            "lane_scale": 1,
-            "lane_bias": 0,
-            "doubt": 1,
-            "threshold": 0.5,
-            "difficulty_zero": 0,
-        },
-    }
-    small = LinearClassifier(pack_weights(header, [b"#turns=none", b"#system=0"], rows))
-    measured = small.measure({})
-    assert measured.tasks == [1.0 + 0.5 * 2] * 11
-    assert measured.depth == 1.0 + 0.5 * 124
+    rows = bytes(value % 256 for value in [-3] * FIELDS + [5] * 11 + [-127, 127, 0])
+    measured = small([b"#turns=none", b"#system=0"], rows, bias=1.0, unit=0.5).measure({})
+    assert measured.tasks == pytest.approx([1.0 + 0.15 * 0.5 * 2] * 11)
+    assert measured.depth == pytest.approx(1.0 + 0.15 * 0.5 * 124)
     assert measured.evidence == 0
 
 
 def test_more_rows_than_a_field_can_add_up_are_still_exact():
     """Every feature known and at the end of its range, more of them than sixteen bits hold."""
-    letters = "bcdfghjklm"
-    texts = [" ".join(a + b for b in side for a in letters) for side in ("aeiouyz", "npqrstv")]
-    request = body(" ".join((texts[0], "x" * 900, texts[1])))
-    features = names(extract(request).ends)
+    text = " ".join(a + b for a in "bcdfghjklm" for b in "aeiouyznpqrstv")
+    features = names(extract({"system": text}).places[0])
     assert len(features) > 258
-    header = {
-        "unit": [1.0] * 13,
-        "bias": [0.0] * 13,
-        "place_scale": {"system": 0, "ends": 1, "ask": 0, "middle": 0, "structure": 0},
-        "calibration": dict.fromkeys(
-            ("task_scale", "lane_scale", "lane_bias", "doubt", "threshold", "difficulty_zero"), 1.0
-        ),
-    }
     for weight in (127, -127):
-        full = LinearClassifier(pack_weights(header, features, bytes([weight % 256]) * 13 * len(features)))
-        assert full.measure(request).tasks == pytest.approx([weight * len(features) ** 0.5] * 11)
+        full = small(features, bytes([weight % 256]) * FIELDS * len(features))
+        assert full.measure({"system": text}).tasks == pytest.approx([MIX * weight * len(features) ** 0.5] * 11)
+
+
+def test_the_place_with_the_higher_gate_decides():
+    """The same words say the opposite in the document; what looks like an instruction is heard."""
+    gate = [0] * HEADS + [127]
+    rows = bytes(value % 256 for value in [*([9] * HEADS), 0, *([-9] * HEADS), 0, *gate])
+    told = small([b"solve", b"shorten", b"please"], rows)
+    assert told.measure(body("please shorten\n\nsolve")).tasks[0] < 0
+    assert told.measure(body("shorten\n\nplease solve")).tasks[0] > 0
 
 
 @pytest.mark.parametrize("broken", [b"", b"x", MAGIC, MAGIC + b"123", MAGIC + zlib.compress(b"{}\n"), WEIGHTS[:-50]])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from router.classify.model import read_correction
+from router.classify.correction import read_correction
 from router.cli.classify import classify
 
 SAMPLES = Path(__file__).parents[1] / "classify" / "samples.jsonl"

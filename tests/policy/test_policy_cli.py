@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from router.catalog_file import load_catalog
+from router.classify.label import PLACES
 from router.cli.policy import policy
 from router.facts.vocabulary import FACTS
 from router.policy.check import revision_of
@@ -89,6 +90,20 @@ def test_explaining_shows_each_clause_with_the_value_seen(folder: Path) -> None:
     assert (document["rule"], document["route"]) == ("structured-work", ["haiku", "sonnet"])
     assert document["facts"]["requested_line"] == "opus"
     assert document["labels"]["task"] == "classification"
+
+
+def test_explaining_a_label_names_places_and_words_only_when_asked(folder: Path) -> None:
+    """Which part of the request counted is always said; its words are shown with `--words` alone."""
+    body = json.dumps({"model": "m", "max_tokens": 20, "messages": [{"role": "user", "content": TICKET}]})
+    quiet = json.loads(run("explain", "--json", "--policies", str(folder), "-", given=body).stdout)
+    assert set(quiet["labels"]["places"]) <= set(PLACES)
+    assert quiet["read"]["attention"]["first"] > 0.5
+    assert quiet["read"]["features"] == {}
+    told = json.loads(run("explain", "--json", "--words", "--policies", str(folder), "-", given=body).stdout)
+    assert any("ticket" in name for name in told["read"]["features"])
+    text = run("explain", "--words", "--policies", str(folder), "-", given=body).stdout
+    assert "p_hard moved by: " in text
+    assert "first: " in text
 
 
 def test_wrong_usage_exits_2(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Contents to put under an instruction: those of training rows, cut out of their wordings, and some of our own."""
+"""Contents to put under an instruction: our own, and those of training rows, cut out of their wordings."""
 
 from __future__ import annotations
 
@@ -9,28 +9,41 @@ from typing import Any
 
 import yaml
 
-_MATHS = {"gsm8k", "aqua", "theoremqa", "cmath", "own_puzzles", "gsm8k/aqua/theoremqa", "gsm8k/theoremqa", "folio"}
-_CODE = {"thealgorithms", "humaneval", "classeval"}
-_SPECS = {"mbpp", "exercism"}
-_UTTERANCES = {"banking77", "clinc150", "snips", "restaurant8k"}
-_TABLES = {"tatqa"}
-_PASSAGES = {
-    "xquad",
-    "ntrex",
-    "legal_summarization",
-    "medical_abstracts",
-    "pubmedqa",
-    "scitldr",
-    "gum",
-    "gum/ntrex",
-    "qmsum",
-    "bc5cdr",
+# Where the contents of a kind come from among the labelled rows, by source.
+_SOURCES = {
+    "maths": {"gsm8k", "aqua", "theoremqa", "cmath", "own_puzzles", "gsm8k/aqua/theoremqa", "gsm8k/theoremqa"},
+    "logic": {"folio"},
+    "code": {"thealgorithms", "humaneval", "classeval"},
+    "specs": {"mbpp", "exercism"},
+    "utterances": {"banking77", "clinc150", "snips", "restaurant8k"},
+    "tables": {"tatqa"},
+    "passages": {
+        "xquad",
+        "ntrex",
+        "legal_summarization",
+        "medical_abstracts",
+        "pubmedqa",
+        "scitldr",
+        "gum",
+        "gum/ntrex",
+        "qmsum",
+        "bc5cdr",
+    },
 }
-# Words of a wording that name the kind of content it speaks about.
+# Kinds of our own texts that join a kind of the labelled rows.
+_JOINED = {"threads": "passages", "records": "passages", "physics_chemistry": "maths"}
+# Words of a wording that name the kind of content it speaks about, for easy work and for hard work.
+_NAMED_HARD = {
+    "logic": ("premise", "conclusion", "follows", "clue", "rules", "facts", "statement", "hypothesis", "true / false"),
+    "tables": ("table", "[row]", "percent", "between the years", "filing", "spreadsheet", "column"),
+    "errors": ("error", "stack trace", "exception", "segfault"),
+    "code": ("fix", "debug", "refactor", "this code", "the function", "bug", "review", "optimi", "port ", "the class"),
+}
 _NAMED = {
-    "code": ("function", "script", "code", "diff", "program", "file"),
-    "maths": ("problem", "exercise", "question", "school subject"),
-    "tables": ("table", "csv"),
+    "code": ("function", "script", "code", "diff", "program", "file", "class"),
+    "maths": ("problem", "exercise", "school subject"),
+    "tables": ("table", "csv", "column", "spreadsheet"),
+    "errors": ("error", "stack trace", "exception"),
 }
 _ASKS = (
     "Who is {}?",
@@ -46,6 +59,23 @@ _ASKS = (
     "what does it say about {}",
     "{} - when and where?",
 )
+# How often each kind stands under an instruction of a task; other tasks get the mixture of `any`.
+_KINDS = {
+    "reasoning": {"maths": 10, "logic": 2, "tables": 1.5, "passages": 0.3},
+    "coding": {"specs": 5, "code": 6, "errors": 1},
+    "simple_qa": {"passages": 8, "tables": 3, "code": 0.3, "maths": 0.5},
+    "agentic": {"passages": 2, "tables": 1, "specs": 1, "errors": 1},
+    "any": {
+        "passages": 7,
+        "utterances": 3,
+        "maths": 5,
+        "code": 4.5,
+        "tables": 2,
+        "trivia": 1.5,
+        "specs": 1,
+        "errors": 0.5,
+    },
+}
 
 
 def read(name: str) -> Any:
@@ -54,57 +84,59 @@ def read(name: str) -> Any:
 
 
 class Contents:
-    """Pools of texts by kind."""
+    """Pools of texts by kind; our own texts are a third of each pool or more, whatever the labelled rows bring."""
 
     def __init__(self, items: Sequence[dict[str, Any]]) -> None:
-        pools: dict[str, set[str]] = {
-            name: set() for name in ("maths", "code", "specs", "utterances", "tables", "passages", "trivia")
-        }
+        borrowed: dict[str, set[str]] = {name: set() for name in (*_SOURCES, "trivia", "errors", "logic")}
         for item in items:
-            text = _longest(_last_text(item["request"]), item.get("source", ""))
-            for name, sources in (
-                ("maths", _MATHS),
-                ("code", _CODE),
-                ("specs", _SPECS),
-                ("utterances", _UTTERANCES),
-                ("tables", _TABLES),
-                ("passages", _PASSAGES),
-            ):
-                if (
-                    item.get("source", "") in sources
-                    and 12 < len(text) < 6000
-                    and (name != "maths" or item["task"] == "reasoning")
-                ):
-                    pools[name].add(text)
-            if item.get("source", "") == "nq_open" and "?" not in text[:-1] and len(text) < 120:
-                pools["trivia"].add(text)
-        # Own texts count several times: they are few and clean.
-        own: dict[str, list[str]] = read("texts.yaml")
-        self._pools = {name: sorted(pool) + own.get(name, []) * 4 for name, pool in pools.items()}
-        self._pools["specs"] = self._pools["specs"] or own["maths"]
+            source = item.get("source", "")
+            text = _longest(_last_text(item["request"]), source)
+            for name, sources in _SOURCES.items():
+                fits = source in sources and (name not in ("maths", "logic") or item["task"] == "reasoning")
+                if fits and 12 < len(text) < 6000:
+                    borrowed[name].add(text)
+            if source == "nq_open" and "?" not in text[:-1] and len(text) < 120:
+                borrowed["trivia"].add(text)
+        own: dict[str, list[str]] = {name: [] for name in borrowed}
+        for name, texts in read("material.yaml").items():
+            own[_JOINED.get(name, "trivia" if name == "questions" else name)] += texts
+        self._pools = {
+            name: sorted(pool) + own[name] * max(1, len(pool) // (2 * len(own[name])))
+            for name, pool in borrowed.items()
+        }
 
     def pick(self, task: str, chance: random.Random, wording: str = "") -> tuple[str, str]:
-        """A content for a task that goes with the wording, and how hard it is (`hard` for maths, logic and code)."""
+        """A content for a task that goes with the wording, and its kind."""
         if "[row]" in wording and chance.random() < 0.85:
-            return chance.choice(self._pools["tables"]), "easy"
-        named = [kind for kind, marks in _NAMED.items() if any(mark in wording for mark in marks)]
-        if named and chance.random() < 0.5 and task not in ("reasoning", "coding"):
+            return chance.choice(self._pools["tables"]), "tables"
+        marked = _NAMED_HARD if task in ("reasoning", "coding") else _NAMED
+        named = [kind for kind, marks in marked.items() if any(mark in wording for mark in marks)]
+        if task in ("reasoning", "coding"):
+            fitting = ("logic", "tables") if task == "reasoning" else ("errors", "code")
+            named = [kind for kind in named if kind in fitting]
+        if named and chance.random() < (0.8 if marked is _NAMED_HARD else 0.5):
             kind = chance.choice(named)
-        elif task == "reasoning":
-            kind = chance.choices(["maths", "tables", "passages"], [8, 2, 0.4])[0]
-        elif task == "coding":
-            kind = chance.choices(["specs", "code"], [5, 6])[0]
-        elif task == "simple_qa":
-            kind = chance.choices(["passages", "tables", "code", "maths"], [8, 3, 0.3, 0.5])[0]
         else:
-            kind = chance.choices(
-                ["passages", "utterances", "maths", "code", "tables", "trivia", "specs"], [7, 3, 5, 4.5, 2, 1.5, 1]
-            )[0]
-        return chance.choice(self._pools[kind]), "hard" if kind in ("maths", "code") else "easy"
+            weights = _KINDS.get(task, _KINDS["any"])
+            kind = chance.choices(list(weights), list(weights.values()))[0]
+        return chance.choice(self._pools[kind]), kind
+
+    def any(self, chance: random.Random) -> str:
+        """A text of any kind, as something said before."""
+        return self.pick("any", chance)[0]
+
+    def short(self, chance: random.Random) -> str:
+        """A text of a line or two, as the material of an example."""
+        return chance.choice(self._pools[chance.choice(("utterances", "trivia", "utterances", "passages"))])[:200]
+
+    def trivia(self, chance: random.Random) -> str:
+        """A closed-book question."""
+        text = chance.choice(self._pools["trivia"])
+        return text if text.endswith("?") or chance.random() < 0.5 else text + "?"
 
     def word(self, content: str, chance: random.Random) -> str:
         """A name out of the content, or any longer word of it."""
-        words = [word.strip(".,;:()\"'|") for word in content[:1500].split()[1:]]
+        words = [word.strip(".,;:()\"'|[]{}") for word in content[:1500].split()[1:]]
         names = [word for word in words if word[:1].isupper() and len(word) > 3] or [
             word for word in words if 4 < len(word) < 20
         ]
@@ -134,11 +166,6 @@ class Contents:
             return self.trivia(chance)
         return chance.choice(_ASKS).format(self.word(content, chance))
 
-    def trivia(self, chance: random.Random) -> str:
-        """A closed-book question."""
-        text = chance.choice(self._pools["trivia"])
-        return text if text.endswith("?") or chance.random() < 0.5 else text + "?"
-
 
 def _last_text(request: dict[str, Any]) -> str:
     content = request["messages"][-1]["content"]
@@ -149,13 +176,13 @@ def _last_text(request: dict[str, Any]) -> str:
 
 def _longest(text: str, source: str) -> str:
     """The paragraph that is the content: code and tables keep their blank lines, all else is one paragraph."""
-    if source in _CODE:
+    if source in _SOURCES["code"]:
         fence = text.split("```")
         if len(fence) >= 3:
             return max(fence[1::2], key=len).removeprefix("python").strip()
         paragraphs = text.split("\n\n")
         return "\n\n".join(paragraphs[1:-1]) if len(paragraphs) > 3 else text
-    if source in _TABLES or source == "folio":
+    if source in _SOURCES["tables"] or source == "folio":
         paragraphs = text.split("\n\n")
         return max(paragraphs, key=len).strip()
     pieces = [
