@@ -126,8 +126,8 @@ def vocabulary(rows: Sequence[Row], limit: int, vectors: Vectors) -> list[bytes]
 
 
 def is_word(name: bytes) -> bool:
-    """Whether a feature is a plain word: no pair, no structure, no line start."""
-    return b" " not in name and name[:1] != b"#" and b":" not in name
+    """Whether a feature is a plain word: no pair, no structure, no part of a tool."""
+    return not name.startswith(b"#") and not any(mark in name for mark in (b" ", b":", b"."))
 
 
 def word_of(name: bytes) -> str:

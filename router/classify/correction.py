@@ -28,10 +28,12 @@ def read_correction(document: bytes) -> Correction:
         unknown = sorted(set(biases) - set(TASKS))
         if unknown:
             raise ValueError(f"unknown task `{unknown[0]}`")
-        return Correction(
-            float(parsed["lane_scale"]), float(parsed["lane_bias"]), tuple(float(biases.get(task, 0)) for task in TASKS)
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        scale, bias = float(parsed["lane_scale"]), float(parsed["lane_bias"])
+        of_tasks = tuple(float(biases.get(task, 0)) for task in TASKS)
+        if not (0 < scale <= 100 and abs(bias) <= 100 and all(abs(own) <= 100 for own in of_tasks)):
+            raise ValueError("a number out of range")
+        return Correction(scale, bias, of_tasks)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
         raise SettingsError(
             f"the classifier's correction cannot be read: {exc}", hint="`router classify train` writes one"
         ) from exc

@@ -235,11 +235,11 @@ def _blocks(content: Any) -> Iterator[dict[str, Any]]:
 
 
 def _text_edges(content: Any, head_chars: int, tail_chars: int) -> tuple[str, str]:
-    """Head and tail of a string or of text blocks; the same object twice where the text is short enough."""
+    """Head and tail of a string or of text blocks, which may share text; the same object twice where one holds all."""
     if isinstance(content, str):
         if len(content) <= head_chars:
             return content, content if tail_chars >= head_chars else ""
-        return content[:head_chars], content[max(head_chars, len(content) - tail_chars) :]
+        return content[:head_chars], content[-tail_chars:]
     if not isinstance(content, list):
         return "", ""
     parts = [block["text"] for block in _blocks(content) if isinstance(block.get("text"), str)]

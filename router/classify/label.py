@@ -20,7 +20,8 @@ class Label:
 
     `task` is one of TASKS. `difficulty` runs from 0 (one step) to 1 (olympiad, open-ended engineering); 0.5 is where
     the lanes meet. `confidence` is the probability that `task` is right, `p_hard` that the big model is needed.
-    `places` says, in the order of PLACES, what each place added to the log-odds of hard work; it holds no text.
+    `places` says, in the order of PLACES, what each place added to the score of the lane, before its bias and
+    calibration; it holds no text.
     """
 
     task: str

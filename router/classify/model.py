@@ -29,6 +29,9 @@ TEXT_PLACES = len(PLACES) - 1
 # What the places of text count together, and what one feature of the structure counts.
 MIX, STRUCTURE_SCALE = 2.0, 0.15
 _NOTHING = (0,) * FIELDS
+_CALIBRATION = frozenset(
+    ("task_scale", "lane_scale", "lane_bias", "doubt", "threshold", "difficulty_zero", "difficulty_hard")
+)
 _CLOSED = -1e9  # the gate of a place that holds nothing
 _FIRST_HARD = len(STRUCTURED_TASKS)
 # Log-odds from which requests are ordered by how hard they are, and those at which nothing else orders them.
@@ -42,7 +45,7 @@ _UNKNOWN = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a label is as it is: how much each place counted (adds up to 1), and what weighed most.
+    """Why a label is as it is: how much each place of text counted (1 in all), and what weighed most.
 
     Weights are log-odds of hard work. `features` may hold words of the prompt: show them only where content may be
     shown.
@@ -86,7 +89,9 @@ class LinearClassifier:
             self.lane_threshold = self._calibration["threshold"]
             if (len(self._unit), len(self._bias), len(self._gate_bias)) != (FIELDS, HEADS, TEXT_PLACES):
                 raise ValueError("wrong number of heads")
-        except (ValueError, KeyError, TypeError, zlib.error) as exc:
+            if lacking := sorted(_CALIBRATION - self._calibration.keys()):
+                raise ValueError(f"no `{lacking[0]}` in the calibration")
+        except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as exc:
             raise SettingsError(
                 f"the classifier's weights cannot be read: {exc}", hint="`python tools/train_classifier.py` writes them"
             ) from exc
@@ -99,11 +104,15 @@ class LinearClassifier:
 
         A short turn that says nothing of its own is judged as the request that it follows.
         """
-        label = self._label(body)
-        if is_decided(label.p_hard):
-            return label
+        return self._label(self._judged(body))
+
+    def _judged(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The body itself, or the request that a short turn follows where that turn, read alone, says nothing."""
         standing = standing_request(body)
-        return label if standing is None else self._label(standing)
+        # The operator's prompt stands over every turn: it tells nothing about this one.
+        if standing is None or is_decided(self._label({"messages": body["messages"]}).p_hard):
+            return body
+        return standing
 
     def _label(self, body: Mapping[str, Any]) -> Label:
         features = extract(body)
@@ -118,7 +127,7 @@ class LinearClassifier:
 
     def explain(self, body: Mapping[str, Any], most: int = 12) -> Explanation:
         """The label with its reasons; slower than `label`, meant for people."""
-        features = extract(body)
+        features = extract(self._judged(body))
         _, _, counted, _ = self._scores(features)
         single = []
         for place, parts, share in zip(PLACES, features.places, counted, strict=True):
@@ -177,7 +186,7 @@ class LinearClassifier:
 
     def measure(self, body: Mapping[str, Any]) -> Measured:
         """What the weights say before the correction: the place where a correction is fitted."""
-        features = extract(body)
+        features = extract(self._judged(body))
         scores, known, _, _ = self._scores(features)
         return self._measure(scores, known, features.length)[0]
 
@@ -191,7 +200,8 @@ class LinearClassifier:
         lane_logit = fit["lane_scale"] * _logit(lane) + fit["lane_bias"]
         depth = scores[DIFFICULTY] - fit["difficulty_zero"]
         order = _PER_DEPTH * (depth - fit["difficulty_hard"]) + _PER_DOUBLING * log2((length + 20) / _ORDINARY)
-        return Measured(tasks, lane_logit, depth, known / (known + fit["doubt"]), min(max(order + 1, 0.0), _MOST_ORDER)), chances
+        order = min(max(order + 1, 0.0), _MOST_ORDER)
+        return Measured(tasks, lane_logit, depth, known / (known + fit["doubt"]), order), chances
 
     def _judge(self, scores: list[float], known: int, length: int) -> Label:
         """Scores → label, by the calibration and the correction."""

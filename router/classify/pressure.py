@@ -19,32 +19,27 @@ def _set(text: str) -> frozenset[bytes]:
 
 
 _MODEL = _set(
-    "model models llm llms tier engine lane network ai claude opus sonnet haiku gpt reasoner modell modells "
-    "modelle modelo modelos modèle modèles modello modelli модель модели"
+    "model models llm llms tier claude opus sonnet haiku gpt reasoner modell modells modelle modelo modelos "
+    "modèle modèles modello modelli модель модели"
 )
 _SIZE = _set(
     "biggest largest strongest smartest cleverest capable best better top premium flagship frontier highest "
-    "smallest cheapest cheaper lightest lightweight weakest weak fastest tiniest tiny small cheap mini nano basic "
-    "budget economy lowest large big strong powerful heavy heaviest expensive dearest bigger stronger smarter "
-    "smaller stupid dumb full pro max xl maximum minimal minimum ultra lite light senior giant huge least suffice "
-    "suffices enough any upwards größte größten stärkste stärksten beste besten kleinste kleinsten billigste "
-    "billigsten teuerste kleines großes genügt reicht puissant petit cher grand meilleur suffit potente pequeño "
-    "mejor barato económico basta capaz piccolo migliore economico maior menor melhor мощную большую маленькую "
-    "дешёвую сильную хватит"
+    "smallest cheapest cheaper lightest lightweight weakest weak fastest tiniest tiny small cheap mini nano "
+    "budget economy lowest big powerful heaviest expensive dearest bigger stronger smarter smaller stupid dumb xl "
+    "ultra lite senior giant huge suffice suffices enough upwards größte größten stärkste stärksten beste besten "
+    "kleinste kleinsten billigste billigsten teuerste kleines großes genügt reicht puissant petit cher grand "
+    "meilleur suffit potente pequeño mejor barato económico basta capaz piccolo migliore economico maior menor "
+    "melhor мощную большую маленькую дешёвую сильную хватит"
 )
-_ROUTE = _set("route routes routed routing router gateway escalate downgrade upgrade classifier triage")
-_HINT = _set(
-    "hint layer note tag header directive override advice pragma premium budget economy flagship large small xl "
-    "expert trivial easy hard hardest heavy label count sla upwards up down"
-)
+_ROUTE = _set("route routes routed routing escalate")
+_HINT = _set("hint layer header directive override advice pragma premium budget economy flagship xl expert sla upwards")
 _VOID = _set(
-    "ignore disregard forget discard override overrule drop skip cancel ignorez ignora oubliez oublie olvida "
-    "olvide esqueça dimentica vergiss ignoriere игнорируй забудь"
+    "ignore disregard forget discard override overrule ignorez ignora oubliez oublie olvida olvide esqueça "
+    "dimentica vergiss ignoriere игнорируй забудь"
 )
 _ORDER = _set(
-    "instruction instructions prompt prompts directive directives guidelines rules orders told asked text above "
-    "task previous earlier consignes consigne instrucciones instruções istruzioni anweisungen anweisung "
-    "инструкции указания"
+    "instruction instructions prompt prompts directive directives guidelines told previous earlier consignes "
+    "consigne instrucciones instruções istruzioni anweisungen anweisung инструкции указания"
 )
 _FIELD = _set(
     "tier model complexity difficulty effort routing route router lane level class reasoning thinking priority "
@@ -64,15 +59,14 @@ _WORK = _set(
     "task tasks request question prompt classification extraction lookup job one work query stuff reasoning "
     "derivation mathematics summary summarisation translation favour problem"
 )
-_SELF = _set("this it that it's that's just only here following what these document text paragraph message page which")
+_SELF = _set("this it that just only here following what these document text paragraph message page which")
 _READING = _set("reading reads readers read gets processing handling parsing seeing whichever dear receiving")
 _READER = _set("reader readers assistant reasoner whoever")
 _MUST = _set("must shall should required disregard drop")
-_THOUGHT = _set("think thinking thought reason reasoning overthink brains intelligence effort compute steps")
-_AMOUNT = _set(
-    "no without zero unlimited hundred hundreds thousand thousands 000 0000 00000 hours days max maximum needn't "
-    "ultra needed required necessary"
-)
+_THOUGHT = _set("think thinking thought reasoning overthink brains intelligence")
+_AMOUNT = _set("no without zero unlimited hundred hundreds thousand thousands 000 0000 00000 hours days needed")
+_OVERRIDE = _set("override")
+_OFFICE = _set("system admin operator developer begin end code instruction")
 # A sentence with a word of both is pressure.
 _PAIRS = (
     (_MODEL, _SIZE),
@@ -80,14 +74,15 @@ _PAIRS = (
     (_ROUTE, _HINT),
     (_ROUTE, _MODEL),
     (_VOID, _ORDER),
+    (_OVERRIDE, _OFFICE),
     (_READER, _MUST),
     (_THOUGHT, _AMOUNT),
 )
 _CUES = (_MODEL | _ROUTE | _VOID | _FIELD | _CLAIM | _THOUGHT | _READER) - _set("class text level score mode quality")
 # Where one sentence ends and the next begins; a comment in mark-up stays whole.
-_PIECES = re.compile(r"<!--[^>]{0,400}>|[^\n.!?。<]*(?:[.!?。]+(?=[\s\"'”»)\]]|$)[\"'”»)\]]*[ \t]?|\n|<|[.!?。]|$)")
-# Characters that must be left for the rest to be the request; distinct words of a short sentence.
-_LEAST, _SHORT = 12, 16
+_PIECES = re.compile(r"<!--[^>]{0,400}>|[^\n.!?。<]*(?:[.!?。]++(?:(?=[\s\"'”»)\]]|$)[\"'”»)\]]*[ \t]?)?|\n|<|$)")
+# Characters that must be left to be the request; distinct words of a short sentence, and of the longest that counts.
+_LEAST, _SHORT, _LONGEST = 40, 16, 30
 _FIELD_MARKS = ("=", ":", "/", ">")
 
 
@@ -118,7 +113,7 @@ def without_pressure(text: str) -> str:
 def is_pressure(sentence: str) -> bool:
     """Whether a sentence talks about the routing, by the words that meet in it."""
     found = frozenset(sentence.lower().translate(_BLANKS).encode("utf-8", "replace").split())
-    if _CUES.isdisjoint(found):
+    if len(found) > _LONGEST or _CUES.isdisjoint(found):
         return False
     if any(not one.isdisjoint(found) and not other.isdisjoint(found) for one, other in _PAIRS):
         return True

@@ -28,8 +28,8 @@ GATE = HEADS
 FIELDS = HEADS + 1
 _FIELDS = Struct(f"<{FIELDS}h")
 _DEBT = sum(1 << (16 * at + 15) for at in range(FIELDS))
-# Rows that one sum may hold: 258 times 127 still fits a field.
-MOST_ROWS = 258
+# Rows that one sum may hold: 255 times 128 still fits a field.
+MOST_ROWS = 255
 # The vocabulary: for each kind of feature its keys, each with its packed weights.
 Rows = tuple[dict[Key, int], ...]
 

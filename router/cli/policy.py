@@ -189,9 +189,10 @@ def explain_command(
     shown = label.recorded()
     places = ", ".join(f"{place} {added:+}" for place, added in shown.pop("places").items())
     click.echo("labels: " + ", ".join(f"{key} {value}" for key, value in shown.items()))
-    click.echo(f"  p_hard moved by: {places or 'nothing known'}")
-    for feature, added in _read(classifier.explain(request.body), words)["features"].items():
-        click.echo(f"  {added:+.2f}  {feature}")
+    click.echo(f"  score of hard work by place: {places or 'nothing known'}")
+    if words:
+        for feature, added in _read(classifier.explain(request.body), words)["features"].items():
+            click.echo(f"  {added:+.2f}  {feature}")
 
 
 @policy.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -121,6 +122,14 @@ def test_an_instruction_is_read_apart_from_the_document():
         assert (read["front"] | read["back"]) >= {b"ipsum", b"dolor"}
         assert not (read["front"] | read["back"]) & {b"alpha", b"delta"}
     assert place_words("one line only")["last"] == set()
+
+
+@pytest.mark.parametrize("length", range(500, 1500, 37))
+def test_the_last_line_is_read_whatever_the_length(length):
+    """Also where head and tail of the turn meet."""
+    last = "Implement a scheduler in Rust."
+    text = ("room a seats twelve\n" * 100)[: length - len(last) - 1] + "\n" + last
+    assert place_words(text)["last"] == {b"implement", b"a", b"scheduler", b"in", b"rust"}
 
 
 def test_sentences_about_the_routing_are_not_read():

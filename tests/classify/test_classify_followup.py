@@ -32,7 +32,9 @@ def conversation(first: str, *last: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("reply", ["yes", "yes please", "do it", "B", "sounds good", "please", "ok, the second one"])
 def test_a_short_reply_does_not_send_hard_work_down(classifier: LinearClassifier, reply: str) -> None:
     """What counts is what the reply sets going; through several replies, and in content blocks too."""
+    general = {"system": "You are a helpful assistant. Answer in the user's language, briefly and politely."}
     for body in (
+        conversation(HARD, reply) | general,
         conversation(HARD, reply),
         conversation(HARD, reply, "continue", reply),
         conversation(HARD, [{"type": "text", "text": reply}]),
@@ -48,6 +50,15 @@ def test_a_short_reply_to_easy_work_stays_easy(classifier: LinearClassifier) -> 
         classifier.lane(classifier.label(conversation(EASY, "And this one: my card was charged twice for March.")))
         == "haiku"
     )
+
+
+@pytest.mark.parametrize("reply", ["yes", "go ahead", "2"])
+def test_the_operators_prompt_does_not_decide_whether_a_reply_says_something(
+    classifier: LinearClassifier, reply: str
+) -> None:
+    """Under any system prompt an empty reply is judged as what it follows."""
+    shop = {"system": "You are a friendly assistant for customers of a garden shop. Answer briefly and politely."}
+    assert classifier.label(conversation(HARD, reply) | shop) == classifier.label(conversation(HARD) | shop)
 
 
 def test_a_full_turn_speaks_for_itself() -> None:

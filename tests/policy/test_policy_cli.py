@@ -102,7 +102,7 @@ def test_explaining_a_label_names_places_and_words_only_when_asked(folder: Path)
     told = json.loads(run("explain", "--json", "--words", "--policies", str(folder), "-", given=body).stdout)
     assert any("ticket" in name for name in told["read"]["features"])
     text = run("explain", "--words", "--policies", str(folder), "-", given=body).stdout
-    assert "p_hard moved by: " in text
+    assert "score of hard work by place: " in text
     assert "first: " in text
 
 

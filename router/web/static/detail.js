@@ -85,7 +85,7 @@ function why(trace) {
     labels.length > 0 && h("div.labels", {}, labels.map(([name, value]) =>
       typeof value === "number"
         ? h("div.label", {}, h("span", {}, name.replaceAll("_", " ")), h("i.meter", { vars: { at: `${Math.min(1, Math.max(0, value)) * 100}%` } }), h("b", {}, value.toFixed(2)))
-        : h("div.label", {}, h("span", {}, name), h("b.wide", {}, typeof value === "object" ? Object.entries(value).map(([place, added]) => `${place} ${added > 0 ? "+" : ""}${added}`).join(", ") : String(value))))),
+        : h("div.label", {}, h("span", {}, name), h("b.wide", {}, value && typeof value === "object" ? Object.entries(value).map(([place, added]) => `${place} ${added > 0 ? "+" : ""}${added}`).join(", ") : String(value))))),
   );
 }
 
