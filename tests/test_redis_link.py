@@ -9,13 +9,12 @@ import shutil
 import ssl
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from kit.redis_server import RedisServer
+from kit.fault_proxy import fault_proxy
+from kit.redis_server import RedisServer, failure, until
 
 from router.errors import SettingsError
 from router.redis_link import RedisLink, RedisUnavailable, check_redis_url
@@ -23,68 +22,6 @@ from router.redis_link import RedisLink, RedisUnavailable, check_redis_url
 pytestmark = pytest.mark.anyio
 
 Connect = Callable[..., RedisLink]
-
-
-class Clock:
-    """Seconds that pass when told."""
-
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-async def connect() -> AsyncIterator[Connect]:
-    """Makes links that are closed at the end of the test."""
-    links: list[RedisLink] = []
-
-    def make(url: str, **options: Any) -> RedisLink:
-        links.append(RedisLink(url, **options))
-        return links[-1]
-
-    yield make
-    for link in links:
-        await link.close()
-
-
-@asynccontextmanager
-async def relay(port: int, *, wait_s: float = 0.0, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
-    """A port that passes bytes on to `port`; every connection is held up `wait_s` seconds before its first byte."""
-
-    calls: set[asyncio.Task[None]] = set()
-
-    async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        try:
-            while data := await source.read(65536):
-                target.write(data)
-                await target.drain()
-        except OSError:
-            pass  # one side went away; the other is told below
-        finally:
-            target.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        call = asyncio.current_task()
-        assert call is not None
-        calls.add(call)
-        await asyncio.sleep(wait_s)
-        there, back = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(copy(reader, back), copy(there, writer))
-        await asyncio.gather(back.wait_closed(), writer.wait_closed(), return_exceptions=True)
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        await asyncio.gather(*calls)
-
-
-async def failure(link: RedisLink, *command: str) -> RedisUnavailable:
-    with pytest.raises(RedisUnavailable) as caught:
-        await link.ask(*command)
-    return caught.value
 
 
 # Addresses
@@ -220,40 +157,15 @@ async def test_tls_is_verified(
     """A certificate that nobody trusts is no Redis; one that the system trusts (SSL_CERT_FILE) is."""
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(certificate)
-    async with relay(redis_server.port, tls=tls) as port:
-        error = await failure(connect(f"rediss://127.0.0.1:{port}", deadline_s=1.0), "PING")
+    async with fault_proxy(redis_server.port, tls=tls) as proxy:
+        error = await failure(connect(f"rediss://127.0.0.1:{proxy.port}", deadline_s=1.0), "PING")
         assert error.reason == "the certificate is not accepted: self-signed certificate"
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        link = connect(f"rediss://127.0.0.1:{port}", deadline_s=1.0)
+        link = connect(f"rediss://127.0.0.1:{proxy.port}", deadline_s=1.0)
         assert await link.ask("PING") == b"PONG"
         await link.close()
-        other = await failure(connect(f"rediss://localhost:{port}", deadline_s=1.0), "PING")
+        other = await failure(connect(f"rediss://localhost:{proxy.port}", deadline_s=1.0), "PING")
         assert other.reason.startswith("the certificate is not accepted: Hostname mismatch")
-
-
-@pytest.fixture
-def servers(redis_program: str, tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
-    """Makes and starts servers that are ended with the test."""
-    made: list[RedisServer] = []
-
-    def make(**options: Any) -> RedisServer:
-        made.append(RedisServer(redis_program, tmp_path, **options))
-        made[-1].start()
-        return made[-1]
-
-    yield make
-    for server in made:
-        server.kill()
-
-
-async def until(link: RedisLink, claim: Callable[[], bool], within_s: float = 5.0) -> None:
-    """Ask until the claim holds; what fails on the way fails."""
-    async with asyncio.timeout(within_s):
-        while not claim():
-            try:
-                await link.ask("GET", "router:k")
-            except RedisUnavailable:
-                await asyncio.sleep(0.01)  # the pace of the requests that ask
 
 
 async def test_sentinels_say_where_the_master_is(servers: Callable[..., RedisServer], connect: Connect):
@@ -297,36 +209,14 @@ async def test_sentinels_and_master_may_both_speak_tls(
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(certificate)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    async with relay(servers().port, tls=tls) as port:
-        sentinel = servers(config=f"sentinel monitor main 127.0.0.1 {port} 1\n")
-        async with relay(sentinel.port, tls=tls) as sentinel_port:
-            link = connect(f"rediss+sentinel://127.0.0.1:{sentinel_port}/main/2", deadline_s=3.0, give_up_s=3.0)
+    async with fault_proxy(servers().port, tls=tls) as master:
+        sentinel = servers(config=f"sentinel monitor main 127.0.0.1 {master.port} 1\n")
+        async with fault_proxy(sentinel.port, tls=tls) as proxy:
+            link = connect(f"rediss+sentinel://127.0.0.1:{proxy.port}/main/2", deadline_s=3.0, give_up_s=3.0)
             assert await link.ask("SET", "router:k", "v") == b"OK"
             assert await link.ask("GET", "router:k") == b"v"
             await link.close()
-        sentinel.kill()  # it has connections through the first relay
-
-
-async def test_a_cluster_is_asked_where_the_key_lives(servers: Callable[..., RedisServer], connect: Connect):
-    """Two nodes with half of the slots each; one of them is in the address."""
-    nodes = [servers(is_node=True), servers(is_node=True)]
-    halves = (range(8192), range(8192, 16384))
-    for node, slots in zip(nodes, halves, strict=True):
-        # One read may not give the whole reply, and this command is longer than one segment: ADDSLOTS in pieces.
-        for start in range(slots.start, slots.stop, 1024):
-            assert node.say("CLUSTER", "ADDSLOTS", *map(str, range(start, start + 1024))) == b"+OK\r\n"
-    nodes[0].say("CLUSTER", "MEET", "127.0.0.1", str(nodes[1].port))
-    async with asyncio.timeout(15):
-        while not all(b"cluster_state:ok" in node.say("CLUSTER", "INFO") for node in nodes):  # noqa: ASYNC110 - no event
-            await asyncio.sleep(0.01)  # the nodes gossip in their own time
-    link = connect(f"redis+cluster://127.0.0.1:{nodes[0].port}")
-    await until(link, lambda: link.stats()["last_latency_us"] > 0)
-    for number in range(50):
-        assert await link.ask("SET", f"router:{number}", b"\xff%d" % number, "EX", 60) == b"OK"
-        assert await link.ask("GET", f"router:{number}") == b"\xff%d" % number
-    sizes = [int(node.say("DBSIZE")[1:-2]) for node in nodes]
-    assert sum(sizes) == 50
-    assert min(sizes) > 10
+        sentinel.kill()  # it has connections through the first proxy
 
 
 # Time
@@ -367,51 +257,12 @@ async def test_a_shorter_limit_counts_for_one_call(redis_server: RedisServer, co
 
 async def test_a_first_connection_slower_than_the_deadline_comes_to_be(redis_server: RedisServer, connect: Connect):
     """The call is late and fails; its connection is made all the same and serves the next ones."""
-    async with relay(redis_server.port, wait_s=0.1) as port:
-        link = connect(f"redis://127.0.0.1:{port}")
+    async with fault_proxy(redis_server.port, wait_s=0.1) as proxy:
+        link = connect(f"redis://127.0.0.1:{proxy.port}")
         await failure(link, "SET", "k", "v")
         await until(link, lambda: link.stats()["last_latency_us"] > 0)
         assert await link.ask("GET", "k") == b"v"
         await link.close()
-
-
-async def test_one_probe_decides_for_all(redis_server: RedisServer, connect: Connect):
-    """Of many callers after the rest one is let through; when it fails the next rest begins, and nothing is told."""
-    clock = Clock()
-    seen: list[bool] = []
-    link = connect(redis_server.url, clock=clock, observe=lambda is_up, _: seen.append(is_up))
-    await link.ask("PING")
-    redis_server.freeze()
-    for _ in range(3):
-        await failure(link, "PING")
-    for _ in range(2):
-        clock.now_s += 1
-        asked = link.stats()["asked"]
-        await asyncio.gather(*(failure(link, "PING") for _ in range(20)))
-        assert link.stats()["asked"] == asked + 1
-    redis_server.thaw()
-    await failure(link, "PING")  # it still rests
-    clock.now_s += 1
-    assert await link.ask("PING") == b"PONG"
-    assert seen == [False, True]
-
-
-async def test_a_probe_that_is_cancelled_lets_the_next_one_probe(redis_server: RedisServer, connect: Connect):
-    """The client of the probing request may go away; the link must not rest for ever for that."""
-    clock = Clock()
-    link = connect(redis_server.url, clock=clock)
-    redis_server.freeze()
-    for _ in range(3):
-        await failure(link, "PING")
-    clock.now_s += 1
-    probe = asyncio.create_task(link.ask("PING"))
-    await asyncio.sleep(0)
-    probe.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await probe
-    redis_server.thaw()
-    assert await link.ask("PING") == b"PONG"
-    assert link.is_up
 
 
 async def test_a_success_between_failures_keeps_the_link_up(redis_server: RedisServer, connect: Connect):

