@@ -8,12 +8,13 @@ fulfils `not_in` and `exists: false` and nothing else.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from router.facts.vocabulary import FACTS, HEADER_PREFIX, LABEL_FACTS, SECRET_HEADERS, FactSpec, fact_spec
-from router.policy.grammar import NESTING, OPERATORS, OperatorSpec
+from router.facts.vocabulary import FACTS, HEADER_PREFIX, SECRET_HEADERS, FactSpec, fact_spec
+from router.policy.grammar import NESTING, NEVER_ABSENT, OPERATORS, OperatorSpec
 from router.policy.operators import Check, SearchRegex, list_check, value_check
 from router.policy.source import MAX_DIAGNOSTICS, Node, Source, resolve
 from router.policy.words import near
@@ -22,6 +23,7 @@ MAX_REGEX_CHARS = 1000  # compiling one of these takes a few milliseconds at the
 COUNTED, READ, LABELLED = 0, 1, 2
 _COST = {"counted": COUNTED, "read": READ, "labelled": LABELLED}
 _OPERATORS = {spec.name: spec for spec in OPERATORS}
+Compared = tuple[str, Any, Node]  # operator, operand, where the operator stands
 _LANGUAGE = re.compile(r"[a-z]{2}\Z")
 # The languages that the fact `language` can be, as people may call them.
 LANGUAGES = {
@@ -56,6 +58,15 @@ class Clause:
 def compile_condition(node: Node, source: Source, where: str, search_regex: SearchRegex) -> tuple[Clause, ...]:
     """The clauses of a `when` mapping, in the order written; what cannot be compiled is reported and left out."""
     return _Compiler(source, where, search_regex).conjunction(node)
+
+
+def number_comparisons(spec: FactSpec, node: Node, source: Source, where: str) -> list[Compared]:
+    """The comparisons of a number that is no fact but is compared like one; what is wrong is reported and left out."""
+    return _Compiler(source, where, _no_regex).compared(spec, node, node)
+
+
+def _no_regex(pattern: str) -> Callable[[str], bool]:
+    raise ValueError("a number is not searched")
 
 
 def all_hold(clauses: tuple[Clause, ...]) -> Check:
@@ -122,6 +133,9 @@ class _Compiler:
         if spec is None:
             self._unknown(key)
             return []
+        return [_comparison(spec, *compared, self._search_regex) for compared in self.compared(spec, key, value)]
+
+    def compared(self, spec: FactSpec, key: Node, value: Node) -> list[Compared]:
         if value.kind == "map":
             if not value.value:
                 self._source.report(
@@ -130,7 +144,7 @@ class _Compiler:
                     _example(spec),
                 )
             compared = [self._operator(spec, name, operand) for name, operand in value.pairs()]
-            return [clause for clause in compared if clause is not None]
+            return [found for found in compared if found is not None]
         if value.kind == "list":
             self._source.report(
                 value,
@@ -153,7 +167,7 @@ class _Compiler:
             )
             return []
         operand = fact_value(spec, value, self._source, self._where)
-        return [] if operand is None else [_comparison(spec, "equals", operand, key, self._search_regex)]
+        return [] if operand is None else [("equals", operand, key)]
 
     def _unknown(self, key: Node) -> None:
         name: str = key.value
@@ -174,24 +188,24 @@ class _Compiler:
             hint = near(name, (*FACTS, *NESTING), "`router policy facts` lists them")
         self._source.report(key, f"unknown fact `{name[:60]}` in {self._where}", hint)
 
-    def _operator(self, spec: FactSpec, name: Node, operand: Node) -> Clause | None:
+    def _operator(self, spec: FactSpec, name: Node, operand: Node) -> Compared | None:
         operator = _OPERATORS.get(name.value)
         if operator is None:
             hint = near(name.value, _OPERATORS, f"operators: {', '.join(_OPERATORS)}")
             self._source.report(name, f"unknown operator `{name.value[:60]}` in {self._where}", hint)
             return None
-        if spec.kind not in operator.kinds or (name.value == "exists" and spec.name in LABEL_FACTS):
+        if spec.kind not in operator.kinds or (name.value == "exists" and spec.name in NEVER_ABSENT):
             fitting = [
                 o.name
                 for o in OPERATORS
-                if spec.kind in o.kinds and (o.name != "exists" or spec.name not in LABEL_FACTS)
+                if spec.kind in o.kinds and (o.name != "exists" or spec.name not in NEVER_ABSENT)
             ]
             self._source.report(
                 name, f"`{spec.name}` is {_kind(spec)}: {self._where} cannot ask `{name.value}` of it", _takes(fitting)
             )
             return None
         value = self._take(spec, operator, operand)
-        return None if value is None else _comparison(spec, operator.name, value, name, self._search_regex)
+        return None if value is None else (operator.name, value, name)
 
     def _take(self, spec: FactSpec, operator: OperatorSpec, node: Node) -> Any:
         """The operand as Python data, or None (reported)."""

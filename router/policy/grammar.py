@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from router.facts.vocabulary import Kind
+from router.facts.vocabulary import LABEL_FACTS, FactSpec, Kind
 from router.swap.edits import EDITS
 
 VERSION = 1
@@ -18,11 +18,14 @@ MAX_TESTS = 500
 MAX_RETRIES = 5
 MAX_WEIGHT = 1_000_000
 MAX_CACHE_BYTES = 64 * 1024 * 1024
+MAX_TTL_S = 30 * 86400  # a store that several processes share keeps an entry no longer
+MAX_PACE_S = 1.0
+MIN_CACHE_S = 0.001  # of both: clocks and stores count no finer
 
 Shape = Literal[
     "version", "name", "text", "texts", "rules", "tests", "lanes", "lane", "model", "route", "weights", "condition",
     "cache", "duration", "size", "count", "swap", "stick", "scope", "request", "given", "expect",
-    "economic", "turns", "edits",
+    "economic", "turns", "edits", "temperature", "flag",
 ]  # fmt: skip
 
 SWAP = ("strict", "adapt")
@@ -72,7 +75,15 @@ CACHE_KEYS = (
     KeySpec("ttl", "duration", "How long an answer may be replayed, such as `1h`.", True),
     KeySpec("scope", "scope", "`tenant` (default): never shared between tenants; `shared`: one cache for all."),
     KeySpec("max_bytes", "size", "Largest answer kept, such as `1MB`, the default."),
-)
+    KeySpec("when_temperature", "temperature", "Only requests with such a `temperature`, as in `{lte: 0.3}`; one that "
+            "says none counts as 1. Left out, all."),
+    KeySpec("pace", "duration", "Time between two events of a replayed stream, such as `20ms`, at most `1s`; left out, "
+            "a replay is sent at once."),
+    KeySpec("coalesce", "flag", "`true` (default): identical requests in flight share one upstream call; `false`: each "
+            "makes its own."),
+)  # fmt: skip
+# A number like a fact of that kind, 0 to 1. Conditions have no such fact: it is the language's only outside of `when`.
+TEMPERATURE = FactSpec("when_temperature", "number", "the request's `temperature`")
 
 ECONOMIC_KEYS = (
     KeySpec("turns", "turns", "Turns within which a change of model must have earned back what it costs."),
@@ -133,4 +144,5 @@ OPERATORS = (
 )  # fmt: skip
 
 NESTING = ("any", "all", "not")
+NEVER_ABSENT = (*LABEL_FACTS, TEMPERATURE.name)  # nobody may ask `exists` of these
 EDIT_NAMES = tuple(EDITS)

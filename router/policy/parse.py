@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 from unicodedata import category
 
+from router.policy.conditions import number_comparisons
 from router.policy.grammar import (
     CACHE_KEYS,
     DEFAULT_TURNS,
@@ -19,11 +20,14 @@ from router.policy.grammar import (
     LANE_KEYS,
     LANES_FILE_KEYS,
     MAX_CACHE_BYTES,
+    MAX_PACE_S,
     MAX_RETRIES,
     MAX_RULES,
     MAX_TESTS,
+    MAX_TTL_S,
     MAX_TURNS,
     MAX_WEIGHT,
+    MIN_CACHE_S,
     OTHERWISE,
     POLICY_KEYS,
     RESERVED_LANES,
@@ -33,11 +37,13 @@ from router.policy.grammar import (
     STICK_KEYS,
     SWAP,
     SWAP_KEYS,
+    TEMPERATURE,
     TEST_KEYS,
     VERSION,
     KeySpec,
 )
 from router.policy.source import Node, Source
+from router.policy.temperature import Temperatures
 from router.policy.words import duration_s, is_name, near, seen, shown, size_bytes
 from router.policy.written import CacheDirective, LaneEntry, Lanes, Policy, Rule, Stick, Swap, Test
 
@@ -297,16 +303,59 @@ class _Reader:
 
     def cache(self, node: Node, what: str) -> CacheDirective | None:
         keys = self.keys(node, CACHE_KEYS, f"`cache` of {what}")
-        if keys is None or "ttl" not in keys:
+        if keys is None:
             return None
-        ttl_s = self.duration(keys["ttl"], f"`ttl` of {what}")
+        ttl_s = self.duration(keys["ttl"], f"`ttl` of {what}") if "ttl" in keys else None
+        if ttl_s is not None and not MIN_CACHE_S <= ttl_s <= MAX_TTL_S:
+            self._source.report(
+                keys["ttl"],
+                f"`ttl` of {what} must be `1ms` to `30d`, this is {seen(keys['ttl'])}",
+                "a cache that processes share keeps an answer for 30 days at most"
+                if ttl_s > MAX_TTL_S
+                else "such as `1h`",
+            )
         largest = keys.get("max_bytes")
         max_bytes = size_bytes(largest.value) if largest is not None else 1_000_000
         if largest is not None and (max_bytes is None or max_bytes > MAX_CACHE_BYTES):
             self._source.report(
                 largest, f"`max_bytes` of {what} must be a size up to 64MiB, this is {seen(largest)}", "such as `1MB`"
             )
-        return CacheDirective(ttl_s or 1.0, self.choice(keys.get("scope"), f"`scope` of {what}", SCOPE), max_bytes or 0)
+        directive = CacheDirective(
+            ttl_s=ttl_s or 1.0,
+            scope=self.choice(keys.get("scope"), f"`scope` of {what}", SCOPE),
+            max_bytes=max_bytes or 0,
+            when_temperature=self.temperatures(keys.get(TEMPERATURE.name), what),
+            pace_s=self.pace(keys.get("pace"), what),
+            is_coalescing=self.flag(keys.get("coalesce"), f"`coalesce` of {what}", otherwise=True),
+        )
+        return directive if "ttl" in keys else None
+
+    def temperatures(self, node: Node | None, what: str) -> Temperatures | None:
+        """The comparisons of `when_temperature`, with the operators and in the words of conditions."""
+        if node is None:
+            return None
+        compared = number_comparisons(TEMPERATURE, node, self._source, f"`cache` of {what}")
+        found = Temperatures.of((operator, operand) for operator, operand, _ in compared)
+        if found.is_empty():
+            hint = "no temperature from 0 to 1 is like that: nothing would be cached"
+            self._source.report(node, f"`{TEMPERATURE.name}` of {what} can never hold", hint)
+        return found if compared else None
+
+    def pace(self, node: Node | None, what: str) -> float:
+        pace_s = duration_s(node.value) if node is not None else None
+        if node is not None and (pace_s is None or not MIN_CACHE_S <= pace_s <= MAX_PACE_S):
+            hint = "such as `20ms`; left out, a replay is sent at once"
+            self._source.report(node, f"`pace` of {what} must be `1ms` to `1s`, this is {seen(node)}", hint)
+        return pace_s or 0.0
+
+    def flag(self, node: Node | None, what: str, *, otherwise: bool) -> bool:
+        if node is None:
+            return otherwise
+        if node.kind != "flag":
+            hint = "take the quotes away" if node.value in ("true", "false") else ""
+            self._source.report(node, f"{what} must be `true` or `false`, this is {seen(node)}", hint)
+            return otherwise
+        return node.value is True
 
     def test(self, node: Node) -> Test | None:
         keys = self.keys(node, TEST_KEYS, "a test")

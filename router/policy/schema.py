@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from router.facts.vocabulary import FACTS, LABEL_FACTS, FactSpec
+from router.facts.vocabulary import FACTS, FactSpec
 from router.policy.conditions import value_range
 from router.policy.grammar import (
     AS_ASKED,
@@ -24,6 +24,7 @@ from router.policy.grammar import (
     MAX_TURNS,
     MAX_WEIGHT,
     NAME_PATTERN,
+    NEVER_ABSENT,
     OPERATORS,
     POLICY_KEYS,
     RULE_KEYS,
@@ -32,6 +33,7 @@ from router.policy.grammar import (
     STICK_KEYS,
     SWAP,
     SWAP_KEYS,
+    TEMPERATURE,
     TEST_KEYS,
     VERSION,
     KeySpec,
@@ -100,6 +102,8 @@ def _shape(spec: KeySpec) -> Schema:
         "count": {"type": "integer", "minimum": 0, "maximum": MAX_RETRIES},
         "turns": {"type": "integer", "minimum": 1, "maximum": MAX_TURNS},
         "edits": {"anyOf": [_EDIT, {"type": "array", "items": _EDIT, "minItems": 1}]},
+        "flag": {"type": "boolean"},
+        "temperature": _fact(TEMPERATURE),
         "scope": {"enum": list(SCOPE)},
         "request": {"type": "object", "required": ["model", "messages"]},
     }
@@ -137,7 +141,7 @@ def _condition() -> Schema:
 
 def _fact(spec: FactSpec) -> Schema:
     operators = {o.name: _operator(spec, o) for o in OPERATORS if spec.kind in o.kinds}
-    if spec.name in LABEL_FACTS:
+    if spec.name in NEVER_ABSENT:
         operators.pop("exists", None)
     compared: Schema = {
         "type": "object",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from router.policy.source import Node, Source
+from router.policy.temperature import Temperatures
 
 Swap = Literal["strict", "adapt"]
 Stick = Literal["conversation", "economic", "move", "none"]
@@ -21,11 +22,19 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class CacheDirective:
-    """What a rule says of caching: seconds an answer lives, who shares it, the largest answer kept."""
+    """What a rule says of caching: seconds an answer lives, who shares it, the largest answer kept.
+
+    `when_temperature` are the temperatures of the requests that it is for (None: all). `pace_s` is the time between
+    two events of a replayed stream (0: sent at once). `is_coalescing` lets equal requests in flight share one upstream
+    call.
+    """
 
     ttl_s: float
     scope: Literal["tenant", "shared"]
     max_bytes: int
+    when_temperature: Temperatures | None = None
+    pace_s: float = 0.0
+    is_coalescing: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from router.policy.conditions import Clause
 from router.policy.decide import NEEDS_LABEL, Decision, decide
 from router.policy.grammar import MAX_RULES, MAX_TESTS, OPERATORS
 from router.policy.source import MAX_DEPTH, render
+from router.policy.written import CacheDirective
 from router.wire.messages import read_request
 
 CASES = Path(__file__).parent / "cases"
@@ -87,10 +88,24 @@ def as_written(decision: Decision, key: str) -> object:
     if key == "route":
         return [lane.name for lane in decision.route]
     if key == "cache":
-        cache = decision.cache
-        return cache and {"ttl_s": cache.ttl_s, "scope": cache.scope, "max_bytes": cache.max_bytes}
+        return decision.cache and directive_as_written(decision.cache)
     value = getattr(decision, key)
     return list(value) if isinstance(value, tuple) else value
+
+
+def directive_as_written(cache: CacheDirective) -> dict[str, Any]:
+    """Its first three fields, and of the others those that were given."""
+    shown: dict[str, Any] = {"ttl_s": cache.ttl_s, "scope": cache.scope, "max_bytes": cache.max_bytes}
+    if cache.when_temperature is not None:
+        shown["when_temperature"] = {
+            name: sorted(operand) if isinstance(operand, frozenset) else operand
+            for name, operand in cache.when_temperature.comparisons
+        }
+    return shown | {
+        name: getattr(cache, name)
+        for name, default in (("pace_s", 0.0), ("is_coalescing", True))
+        if getattr(cache, name) != default
+    }
 
 
 def test_there_are_enough_cases() -> None:

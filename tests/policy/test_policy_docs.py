@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from router.catalog.lookup import Catalog
 from router.cli.policy import policy as policy_command
 from router.facts.vocabulary import FACTS
 from router.policy.grammar import (
+    CACHE_KEYS,
     DEFAULT_TURNS,
     LANES_FILE_KEYS,
     OPERATORS,
@@ -24,11 +26,14 @@ from router.policy.grammar import (
     SWAP,
     TEST_KEYS,
 )
+from router.policy.parse import parse_policy
+from router.policy.source import read_source, render
 from router.settings import Settings
 from router.swap.edits import EDITS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "policies.md").read_text(encoding="utf-8")
+CACHING = PAGE.partition("\n## Caching answers")[2].partition("\n## ")[0]
 KEYS = {spec.name for table in (POLICY_KEYS, RULE_KEYS, TEST_KEYS, LANES_FILE_KEYS) for spec in table}
 
 
@@ -48,6 +53,26 @@ def test_every_edit_is_in_the_table_with_what_it_does() -> None:
     """The table is the code's."""
     for name, does in EDITS.items():
         assert f"| `{name}` | {does} |" in PAGE
+
+
+@pytest.mark.parametrize("key", [spec.name for spec in CACHE_KEYS])
+def test_every_key_of_cache_has_its_row(key: str) -> None:
+    """With what it means and what holds when it is left out."""
+    assert f"| `{key}` |" in CACHING
+
+
+def test_the_policy_of_the_page_about_caching_is_taken() -> None:
+    """Its example is a rule, and says what the text around it says."""
+    example = dedent(CACHING.split("\n\n")[2])
+    source = read_source("default.yaml", f"version: 1\nrules:\n{example}\notherwise: as-asked\n".encode())
+    policy = parse_policy("default", source)
+    assert render(source.diagnostics) == ""
+    assert policy is not None
+    cache = policy.rules[0].cache
+    assert cache is not None
+    assert cache.when_temperature is not None
+    assert [cache.when_temperature.takes(value) for value in (0, 0.3, 0.31, None)] == [True, True, False, False]
+    assert (cache.ttl_s, cache.pace_s, cache.is_coalescing) == (3600.0, 0.02, True)
 
 
 @pytest.mark.parametrize("word", [*STICK, *SWAP])

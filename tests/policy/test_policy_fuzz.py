@@ -12,7 +12,16 @@ from router.catalog.lookup import Catalog
 from router.classify.label import Label
 from router.facts.vocabulary import FACTS
 from router.policy.check import check_folder
-from router.policy.grammar import LANE_KEYS, LANES_FILE_KEYS, NESTING, OPERATORS, POLICY_KEYS, RULE_KEYS, TEST_KEYS
+from router.policy.grammar import (
+    CACHE_KEYS,
+    LANE_KEYS,
+    LANES_FILE_KEYS,
+    NESTING,
+    OPERATORS,
+    POLICY_KEYS,
+    RULE_KEYS,
+    TEST_KEYS,
+)
 from router.policy.source import render
 
 POLICIES = Path(__file__).parents[2] / "policies"
@@ -20,8 +29,10 @@ LANES = (POLICIES / "lanes.yaml").read_bytes()
 DEFAULT = (POLICIES / "default.yaml").read_bytes()
 HARD = Label("reasoning", 0.9, 0.9, 0.9)
 
-KEYS = [spec.name for table in (POLICY_KEYS, RULE_KEYS, TEST_KEYS, LANES_FILE_KEYS, LANE_KEYS) for spec in table]
-WORDS = [*KEYS, *FACTS, *NESTING, *(o.name for o in OPERATORS), "header.x-a", "expect", "lane", "rule", "model", "ttl"]
+KEYS = [
+    spec.name for table in (POLICY_KEYS, RULE_KEYS, TEST_KEYS, LANES_FILE_KEYS, LANE_KEYS, CACHE_KEYS) for spec in table
+]
+WORDS = [*KEYS, *FACTS, *NESTING, *(o.name for o in OPERATORS), "header.x-a", "expect", "lane", "rule", "model"]
 scalars = st.sampled_from(
     [None, True, False, 0, 1, -1, 0.5, 10**17, "haiku", "as-asked", "", "1h", "coding", "(", "a" * 300, "\x1b[31m", "é"]
 )
