@@ -147,6 +147,15 @@ class StreamCut(RouterError):
     code, status, wire_type, source = "R305", 502, "api_error", "upstream"
 
 
+# R4xx: cache
+
+
+class CacheUnavailable(RouterError):
+    """The shared cache cannot be reached, so that it can neither be purged nor counted; requests are served without."""
+
+    code, status, wire_type, source = "R401", 503, "api_error", "operator"
+
+
 # R5xx: traces
 
 
@@ -157,7 +166,7 @@ class TraceStoreError(RouterError):
 
 
 class BadFilter(RouterError):
-    """A filter of a trace query that cannot be understood; the message names it and what is taken."""
+    """A filter of a trace query or a purge that cannot be understood; the message names it and what is taken."""
 
     code, status, wire_type, source = "R502", 400, "invalid_request_error", "client"
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from router.affinity.binding import Binding
+from router.cache.entry import CacheEntry, CacheStats, Found, PurgeReport
 from router.classify.label import Label
 from router.trace.record import Trace
-from router.usage import Usage
 from router.wire.messages import MessagesRequest
 
 
@@ -80,29 +80,46 @@ class Upstream(Protocol):
     async def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class CacheEntry:
-    """A complete stored answer: the bytes as first sent, and what they cost."""
-
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
-    usage: Usage | None
-    model_answered: str | None
-    stop_reason: str | None
-    stored_at_ns: int
-
-
 class CacheBackend(Protocol):
-    """Where answers are kept. A failure is a miss, counted by the backend; nothing is raised to the flow."""
+    """Where answers are kept. A failure is a miss, counted by the backend; nothing is raised to the flow.
 
-    async def get(self, key: str) -> CacheEntry | None: ...
+    `near` looks only into this process. `look_up` may ask a store that processes share, for a few hundredths of a
+    second at most; what it came to says who makes the upstream call (`follows` is the token of the process that was at
+    it before, `is_claiming` False asks without taking part). Whoever got a `lead` ends it with `put`, `hand_over` or
+    `release`, which do not wait: what they say is known here at once and shared soon after. `hand_over` gives an answer
+    to those who wait for it now and keeps it for nobody else. `now_ns` is the time that entries are dated with.
+    `max_bytes` bounds the body read. `purge` and `stats_everywhere` are the operator's, and raise CacheUnavailable;
+    when a purge returns it is in force in every process that it reports as told.
+    """
 
-    async def put(self, key: str, entry: CacheEntry, ttl_s: float) -> bool: ...
+    def now_ns(self) -> int: ...
+
+    def near(self, key: str) -> CacheEntry | None: ...
+
+    async def look_up(
+        self, key: str, max_bytes: int, *, follows: str | None = None, is_claiming: bool = True
+    ) -> Found: ...
+
+    def put(self, key: str, entry: CacheEntry, lead: str | None = None) -> bool: ...
+
+    def hand_over(self, key: str, entry: CacheEntry, lead: str) -> None: ...
+
+    def release(self, key: str, lead: str) -> None: ...
 
     def stats(self) -> Mapping[str, int]: ...
 
-    async def purge(self) -> int: ...
+    async def stats_everywhere(self) -> CacheStats: ...
+
+    async def purge(
+        self,
+        *,
+        tenant: str | None = None,
+        rule: str | None = None,
+        model: str | None = None,
+        older_than_s: float = 0.0,
+    ) -> PurgeReport: ...
+
+    async def start(self) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -148,11 +165,14 @@ __all__ = [
     "Binding",
     "CacheBackend",
     "CacheEntry",
+    "CacheStats",
     "Classifier",
     "Deadlines",
+    "Found",
     "Label",
     "MessagesRequest",
     "PendingCall",
+    "PurgeReport",
     "TraceSink",
     "Upstream",
     "UpstreamCall",
