@@ -17,11 +17,8 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
-from router.affinity.memory import MemoryAffinity
-from router.affinity.redis import RedisAffinity
-from router.cache.memory import MemoryCache
+from router.cache.desk import CacheDesk, kind_of
 from router.catalog.lookup import Catalog
 from router.catalog_file import load_catalog
 from router.classify.model import LinearClassifier
@@ -32,14 +29,16 @@ from router.policy.check import compile_folder
 from router.policy.compile import PolicySet
 from router.policy.history import PolicyHistory
 from router.policy.store import PolicyStore
-from router.redis_link import RedisLink, check_redis_url
-from router.seams import AffinityStore, CacheBackend, Deadlines, TraceSink, Upstream
+from router.seams import Deadlines, TraceSink, Upstream
 from router.serve.headers import Credential
+from router.serve.labels import RememberedLabels
+from router.serve.parts import Parts
 from router.serve.passthrough import Passthrough
-from router.serve.pipeline import Parts, Pipeline
+from router.serve.pipeline import Pipeline
 from router.serve.plan import Planner
 from router.serve.refresh import ModelRefresh
-from router.settings import Settings, refresh_s, without_password
+from router.settings import Settings, refresh_s
+from router.stores import cache_secret, maintained, open_stores
 from router.trace.metrics import MetricsSink
 from router.trace.sqlite import SqliteTraceReader, SqliteTraceSink, open_sink, path_of
 from router.upstream.http1 import Http1Upstream
@@ -76,8 +75,8 @@ class App:
                 self.policies.current.revision,
             )
         self._ties = _checked_ties(settings, ring, self.policies.current.policies)
-        self.cache = open_cache(settings.cache)
-        self.redis, self.affinity = open_affinity(settings.affinity)
+        self.stores = open_stores(settings)
+        cache = self.stores.cache
         self.upstream = Http1Upstream(settings.upstream_url)
         self.traces: SqliteTraceSink | None = open_sink(settings.traces)
         self.refresh = _model_refresh(settings, self.upstream, self.catalog)
@@ -88,35 +87,45 @@ class App:
             "upstream_pool": self.upstream.stats,
             "policies": self._policy_figures,
         }
-        if self.cache is not None:
-            gauges["cache"] = self.cache.stats
-        if self.redis is not None:
-            gauges["redis"] = self.redis.stats
-        if self.affinity is not None:
-            gauges["affinity"] = self.affinity.stats
+        if cache is not None:
+            gauges["cache"] = cache.stats
+            gauges["flights"] = lambda: self.pipeline.stats()  # noqa: PLW0108 - there is none yet
+        for name, link in self.stores.links.items():
+            gauges[name] = link.stats
+        if self.stores.affinity is not None:
+            gauges["affinity"] = self.stores.affinity.stats
         if self.refresh is not None:
             gauges["models_refresh"] = self.refresh.stats
         if self.traces is not None:
             gauges["traces"] = self.traces.stats
-        self.metrics = MetricsSink(gauges=gauges, revision=lambda: self.policies.current.revision)
+        self.metrics = MetricsSink(
+            gauges=gauges,
+            distributions={name: link.latencies for name, link in self.stores.links.items()},
+            revision=lambda: self.policies.current.revision,
+        )
         sinks: tuple[TraceSink, ...] = (self.metrics,) if self.traces is None else (self.traces, self.metrics)
         planner = Planner(
-            self.policies, self.catalog, self.classifier, Calendar(time.time), has_cache=self.cache is not None
+            self.policies,
+            self.catalog,
+            RememberedLabels(self.classifier),
+            Calendar(time.time),
+            cache_secret=None if cache is None else cache_secret(settings),
         )
         parts = Parts(
             planner=planner,
             catalog=self.catalog,
-            cache=self.cache,
-            affinity=self.affinity,
+            cache=cache,
+            affinity=self.stores.affinity,
             upstream=self.upstream,
             deadlines=Deadlines(),
             sinks=sinks,
             wall_clock=time.time,
             jitter=random.random,
         )
+        self.pipeline = Pipeline(parts)
         self.api = Api(
             ApiServices(
-                pipeline=Pipeline(parts),
+                pipeline=self.pipeline,
                 passthrough=Passthrough(parts, self.policies, settings.public_url),
                 identify=_doorkeeper(settings, ring),
                 new_trace_id=TraceIds(os.urandom),
@@ -136,6 +145,7 @@ class App:
                 admin_token=settings.admin_token,
                 version=version("model-router"),
                 is_draining=self._stopping.is_set,
+                cache=CacheDesk(kind_of(settings.cache), maintained(settings, cache), self.catalog),
             )
         )
 
@@ -154,6 +164,8 @@ class App:
 
     async def start(self) -> None:
         """Begin to watch the policies; from now on `/readyz` answers 200."""
+        if self.stores.cache is not None:
+            await self.stores.cache.start()
         self._watch = asyncio.get_running_loop().create_task(self.policies.run(self._stopping))
         if self.refresh is not None:
             self._refreshing = asyncio.get_running_loop().create_task(self.refresh.run(self._stopping))
@@ -171,13 +183,9 @@ class App:
             if following is not None:
                 with contextlib.suppress(asyncio.CancelledError):
                     await following
+        await self.pipeline.close()
         await self.upstream.close()
-        if self.cache is not None:
-            await self.cache.close()
-        if self.affinity is not None:
-            await self.affinity.close()
-        if self.redis is not None:
-            await self.redis.close()
+        await self.stores.close()
         if self.traces is not None:
             await asyncio.to_thread(self.traces.close)
 
@@ -242,45 +250,6 @@ def shipped_classifier(correction: str | None = None) -> LinearClassifier:
                 hint="`router classify train` writes one",
             ) from exc
     return LinearClassifier(files("router").joinpath("data/classifier.bin").read_bytes(), fitted)
-
-
-def open_cache(url: str) -> CacheBackend | None:
-    """The cache a setting names; None for `off`. Raises SettingsError."""
-    if url == "off":
-        return None
-    parts = urlsplit(url)
-    if parts.scheme == "memory":
-        options = parse_qs(parts.query, keep_blank_values=True)
-        unknown = set(options) - {"max_mb"}
-        megabytes = options.get("max_mb", ["256"])[-1]
-        if not unknown and megabytes.isdecimal() and int(megabytes) > 0:
-            return MemoryCache(int(megabytes) * 1024 * 1024, time.monotonic)
-    raise SettingsError(
-        f"`cache` is `{without_password(url)}`, expected `memory://?max_mb=256` or `off`",
-        hint="a Redis cache is not part of this version",
-    )
-
-
-def open_affinity(url: str) -> tuple[RedisLink | None, AffinityStore | None]:
-    """Where conversations are remembered (None for `off`), and the link to Redis where it goes there.
-
-    Raises SettingsError.
-    """
-    if url == "off":
-        return None, None
-    memory = MemoryAffinity(clock=time.monotonic)
-    if url == "memory://":
-        return None, memory
-    check_redis_url(url)
-    link = RedisLink(url, observe=_say_redis)
-    return link, RedisAffinity(link, memory)
-
-
-def _say_redis(is_up: bool, reason: str) -> None:
-    if is_up:
-        _log.info("redis: back, conversations are shared again")
-    else:
-        _log.error("redis: %s; conversations are remembered in this process alone until it is back", reason)
 
 
 def _policy_history(settings: Settings) -> PolicyHistory | None:
@@ -373,4 +342,4 @@ def _report(trace_id: str, error: BaseException) -> None:
     _log.error("trace %s: unforeseen %s at %s", trace_id, type(error).__name__, " < ".join(reversed(places)))
 
 
-__all__ = ["App", "Calendar", "Catalog", "load_keys", "open_affinity", "open_cache", "shipped_classifier"]
+__all__ = ["App", "Calendar", "Catalog", "load_keys", "shipped_classifier"]

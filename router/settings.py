@@ -68,7 +68,10 @@ SETTINGS: Mapping[str, str] = {
     "keys": "file of client keys (SHA-256), each with tenant and policy",
     "policies": "folder of policies",
     "policy_history": "folder that keeps the last revisions that were in force, or `off`",
-    "cache": "`memory://?max_mb=256` or `off`",
+    "cache": (
+        "where answers are kept: `memory://?max_mb=256` (this process), `off`, or for several processes `redis://…`, "
+        "`rediss://…`, `redis+sentinel://…`, `redis+cluster://…`, each with `?max_mb=64` for a process's own copies"
+    ),
     "affinity": (
         "where conversations are remembered: `memory://` (this process), `off`, or for several processes `redis://…`, "
         "`rediss://…`, `redis+sentinel://…`, `redis+cluster://…`"

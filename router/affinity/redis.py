@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from router.affinity.binding import Binding, decode
 from router.affinity.memory import KEPT_S, MemoryAffinity
@@ -18,6 +19,7 @@ from router.redis_link import RedisLink, RedisUnavailable
 
 PREFIX = "router:v1:affinity:"  # the version is of the keys; the value says its own
 THINKER_PREFIX = "router:v1:thinker:"
+PATIENCE_S = 0.025  # of one question; with as much for the cache, a request waits 50 ms for Redis at most
 _MOST_OWED = 10_000
 _MOST_WRITING = 1_000  # writes under way; more are not begun, but owed
 _MAX_MODEL_BYTES = 256
@@ -38,12 +40,12 @@ class RedisAffinity:
 
     async def get(self, keys: Sequence[str]) -> Binding | None:
         """The first binding that Redis has, or this process's own where Redis does not answer or has none."""
-        for key in keys:
-            try:
-                data = await self._link.ask("GET", PREFIX + key)
-            except RedisUnavailable:
-                self._fallbacks += 1
-                return await self._memory.get(keys)
+        try:
+            answers = await self._values(PREFIX, keys)
+        except RedisUnavailable:
+            self._fallbacks += 1
+            return await self._memory.get(keys)
+        for key, data in zip(keys, answers, strict=True):
             found = None if data is None else decode(data)
             if data is not None and found is None:
                 self._undecodable += 1  # the next binding overwrites it
@@ -73,7 +75,12 @@ class RedisAffinity:
         found = {key: self._memory.thinker(key) for key in keys}
         missing = [key for key, model in found.items() if model is None]
         if missing:
-            found.update(zip(missing, await asyncio.gather(*map(self._thinker, missing)), strict=True))
+            try:
+                answers = await self._values(THINKER_PREFIX, missing)
+            except RedisUnavailable:
+                self._fallbacks += 1
+                return ()
+            found.update((key, self._thinker(key, data)) for key, data in zip(missing, answers, strict=True))
         models = list(found.values())
         return tuple(dict.fromkeys(model for model in models if model is not None)) if None not in models else ()
 
@@ -99,12 +106,12 @@ class RedisAffinity:
         while self._writing:
             await asyncio.gather(*self._writing)
 
-    async def _thinker(self, key: str) -> str | None:
-        try:
-            data = await self._link.ask("GET", THINKER_PREFIX + key)
-        except RedisUnavailable:
-            self._fallbacks += 1
-            return None
+    async def _values(self, prefix: str, keys: Sequence[str]) -> list[Any]:
+        """What Redis has under each of the keys, asked for at once."""
+        asked = [self._link.ask("GET", prefix + key, within_s=PATIENCE_S) for key in keys]
+        return [await asked[0]] if len(asked) == 1 else list(await asyncio.gather(*asked))
+
+    def _thinker(self, key: str, data: Any) -> str | None:
         if not isinstance(data, bytes) or not 0 < len(data) <= _MAX_MODEL_BYTES:
             return None
         model = data.decode("utf-8", "replace")

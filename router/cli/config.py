@@ -22,7 +22,7 @@ def config() -> None:
 def show(config_file: str | None, origin: bool, as_json: bool) -> None:
     """Print every setting; secrets, and passwords inside URLs, are shown as set or not set."""
     resolved = resolve({}, os.environ, config_file)
-    _check_affinity(resolved.settings)
+    _check_stores(resolved.settings)
     rows = []
     for name, meaning in SETTINGS.items():
         value = getattr(resolved.settings, name)
@@ -39,10 +39,10 @@ def show(config_file: str | None, origin: bool, as_json: bool) -> None:
         click.echo(f"{row['name']:17} {value!s:34} " + (row["origin"] if origin else row["meaning"]))
 
 
-def _check_affinity(settings: Settings) -> None:
+def _check_stores(settings: Settings) -> None:
     """Refuse what `serve` would refuse. Raises SettingsError."""
-    if settings.affinity in ("off", "memory://"):
+    if settings.affinity in ("off", "memory://") and settings.cache in ("off", Settings().cache):
         return
-    from router.redis_link import check_redis_url  # the library behind it takes long to load, and few have it
+    from router.stores import check_stores  # the library behind it takes long to load, and few have it
 
-    check_redis_url(settings.affinity)
+    check_stores(settings)

@@ -35,7 +35,7 @@ _SWITCH_S = 0.0005  # how long the event loop waits for the interpreter while th
 @click.option("--admin-port", type=int, help="port of the admin listener; 0 takes a free one")
 @click.option("--upstream", "upstream_url", metavar="URL", help="origin of the Messages API")
 @click.option("--policies", metavar="DIR", help="folder of policies")
-@click.option("--cache", metavar="URL", help="memory://?max_mb=256 or off")
+@click.option("--cache", metavar="URL", help="memory://?max_mb=256, redis://… or off")
 @click.option("--traces", metavar="URL", help="sqlite:///FILE or off")
 def serve(config: str | None, **flags: Any) -> None:
     """Run the proxy until SIGTERM or Ctrl-C."""
@@ -136,7 +136,7 @@ def _server(application: Any) -> _Server:
 def _listen(setting: str, host: str, port: int) -> socket.socket:
     """A listening socket. Raises SettingsError naming the setting."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # said, or asyncio leaves Nagle on
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))

@@ -106,7 +106,7 @@ async def walk(
                 wait_s = _wait_s(answer, number, jitter)
             if number == retries or wait_s is None or wait_s > MAX_RETRY_WAIT_S:
                 break
-            await _sleep(exchange, wait_s)
+            await sleep(exchange, wait_s)
     if asked_failure is not None:
         return asked_failure
     if isinstance(first_failure, Answer):
@@ -202,8 +202,8 @@ def _backoff_s(number: int, jitter: Callable[[], float]) -> float:
     return BACKOFF_S * float(2**number) * (0.5 + jitter() / 2)
 
 
-async def _sleep(exchange: Exchange, wait_s: float) -> None:
-    """Wait before a retry; ends at once with ClientGone when the client leaves."""
+async def sleep(exchange: Exchange, wait_s: float) -> None:
+    """Wait, and book it as waiting; ends at once with ClientGone when the client leaves."""
     loop = asyncio.get_running_loop()
     woken: asyncio.Future[bool] = loop.create_future()
 

@@ -5,6 +5,7 @@ It is told before the last bytes go to the client, because a client may send its
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from router.affinity.binding import bound
@@ -32,9 +33,12 @@ async def recall(exchange: Exchange, store: AffinityStore | None, understood: Un
     if store is None or understood.is_new:
         return _NOTHING
     started_s = exchange.clock.now_s()
-    binding = await store.get(understood.binding_keys())
-    blocks = understood.thinking_keys()
-    thinkers = await store.thinkers(blocks) if blocks else ()
+    thinkers: tuple[str, ...] = ()
+    asked, blocks = store.get(understood.binding_keys()), understood.thinking_keys()
+    if blocks:  # both at once: a store that does not answer is waited for only once
+        binding, thinkers = await asyncio.gather(asked, store.thinkers(blocks))
+    else:
+        binding = await asked
     exchange.span("affinity", started_s)
     return Recalled(binding, thinkers)
 

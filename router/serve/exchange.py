@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from router.errors import ClientGone
 from router.facts.inspect import Facts
@@ -88,6 +89,16 @@ class Stopwatch:
         return self._clock() - self._started
 
 
+class Carrier(Protocol):
+    """A call that may outlive the request that began it."""
+
+    is_over: bool
+
+    def when_over(self, callback: Callable[[], None]) -> None:
+        """Call back once nothing more comes."""
+        ...
+
+
 @dataclass(slots=True)
 class Exchange:
     """The mutable company of one request: its trace, its clock, its client."""
@@ -99,7 +110,8 @@ class Exchange:
     facts: Facts | None = None
     headers_read: Iterable[str] = ()  # names of the request headers that some rule reads: recorded with the facts
     refused: list[str] = field(default_factory=list)  # lanes that could not take this request, with the reason
-    after_last_byte: Callable[[], Awaitable[None]] | None = None  # accounting that has to wait for the whole answer
+    after_last_byte: Callable[[], None] | None = None  # accounting that has to wait for the whole answer
+    flight: Carrier | None = None  # the shared call that this request began
 
     def span(self, name: str, start_s: float) -> float:
         """Note that step `name` ran from `start_s` until now; returns now, the next step's start."""

@@ -15,10 +15,11 @@ from router.errors import UnknownTarget
 from router.policy.compile import PolicySet
 from router.policy.written import Lane
 from router.seams import UpstreamCall
+from router.serve.ask import MAX_PLAIN_ANSWER, json_object
 from router.serve.attempts import Target, walk
 from router.serve.exchange import Exchange
 from router.serve.headers import RawHeaders, downstream_headers, first, upstream_headers
-from router.serve.pipeline import MAX_PLAIN_ANSWER, Outgoing, Parts, json_object
+from router.serve.parts import Outgoing, Parts
 from router.serve.plan import PolicySource
 from router.serve.relay import RawRelay, collect
 from router.wire.messages import object_spans

@@ -18,9 +18,12 @@ from router.errors import DeniedByPolicy, UnknownTarget
 from router.facts.inspect import Caller, Facts, inspect
 from router.policy.compile import CompiledPolicy, PolicySet
 from router.policy.decide import Decision, NeedsLabel, decide
-from router.seams import Binding, Classifier, Label
+from router.policy.written import CacheDirective
+from router.seams import Binding, Label
 from router.serve.attempts import Target
 from router.serve.exchange import Exchange
+from router.serve.headers import RawHeaders, upstream_headers
+from router.serve.labels import RememberedLabels
 from router.serve.route import Router
 from router.wire.messages import MessagesRequest, read_request
 
@@ -74,9 +77,9 @@ class Understood:
 class Plan:
     """A request understood and decided: what to send, where, and under which cache key.
 
-    `fallbacks` are worked out only when the walk gets there. `cache_key` is None when the answer is not to be looked
-    up or kept; `may_look_up` is False when the client wants a fresh answer that may be kept. `binding` is what the
-    conversation was bound to.
+    `fallbacks` are worked out only when the walk gets there. `headers` are those that go upstream. `cache_key` is None
+    when the answer is not to be looked up or kept; `may_look_up` is False when the client wants a fresh answer that may
+    be kept. `binding` is what the conversation was bound to.
     """
 
     request: MessagesRequest
@@ -85,19 +88,23 @@ class Plan:
     primary: Target
     fallbacks: Iterator[Target]
     binding: Binding | None
+    headers: RawHeaders
     cache_key: str | None
     may_look_up: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """Makes plans. `calendar` gives the hour (0 to 23) and weekday (`mon`…) in UTC."""
+    """Makes plans. `calendar` gives the hour (0 to 23) and weekday (`mon`…) in UTC.
+
+    `cache_secret` keys the cache keys; None where nothing is cached.
+    """
 
     policies: PolicySource
     catalog: Catalog
-    classifier: Classifier
+    labels: RememberedLabels
     calendar: Callable[[], tuple[int, str]]
-    has_cache: bool
+    cache_secret: bytes | None
 
     def understand(self, exchange: Exchange, *, needs_max_tokens: bool) -> Understood:
         """Read, inspect and decide; the trace is filled on the way.
@@ -152,9 +159,20 @@ class Planner:
         primary = next(route)
         trace.lane, trace.model_sent = primary.lane.name, primary.model
         exchange.span("checked", started_s)
-        wishes = _wishes(caller)
-        key = None if "no-store" in wishes else self._cache_key(exchange, decision, primary, understood)
-        return Plan(request, understood, decision, primary, route, binding, key, wishes.isdisjoint(_FRESH))
+        incoming, wishes = exchange.incoming, _wishes(caller)
+        headers = upstream_headers(incoming.headers, incoming.credential, is_metered=True)
+        key, adapted = None, primary.adapted or request
+        trace.cache_reason = self._why_bypassed(decision.cache, adapted, wishes)
+        if decision.cache is not None and self.cache_secret is not None and not trace.cache_reason:
+            key = cache_key(
+                adapted,
+                scope="shared" if decision.cache.scope == "shared" else "tenant:" + incoming.tenant,
+                model=primary.model,
+                target=incoming.target,
+                headers=headers,
+                secret=self.cache_secret,
+            )
+        return Plan(request, understood, decision, primary, route, binding, headers, key, wishes.isdisjoint(_FRESH))
 
     def _caller(self, exchange: Exchange, policy: str) -> Caller:
         incoming = exchange.incoming
@@ -188,28 +206,29 @@ class Planner:
     def _label(self, exchange: Exchange, request: MessagesRequest) -> Label | None:
         started_s = exchange.clock.now_s()
         try:
-            label = self.classifier.label(request.body)
+            label = self.labels.label(request, exchange.incoming.tenant)
         except Exception:  # a classifier's bug must cost a routing choice, not the request; `why` says it happened
             return None
         exchange.trace.labels = label.recorded()
         exchange.span("classified", started_s)
         return label
 
-    def _cache_key(self, exchange: Exchange, decision: Decision, primary: Target, understood: Understood) -> str | None:
-        directive = decision.cache
-        request, caller = primary.adapted or understood.request, understood.caller
-        if directive is None or not self.has_cache or not _UNCACHEABLE.isdisjoint(request.body):
-            return None
-        if b'"file_id"' in request.raw or b'"url"' in request.raw or _has_server_tool(request.body.get("tools")):
-            return None
-        return cache_key(
-            request,
-            tenant="shared" if directive.scope == "shared" else "tenant:" + exchange.incoming.tenant,
-            model=primary.model,
-            api_version=caller.api_version,
-            betas=caller.betas,
-            workspace=caller.headers.get("anthropic-workspace-id", ""),
-        )
+    def _why_bypassed(self, directive: CacheDirective | None, request: MessagesRequest, wishes: frozenset[str]) -> str:
+        """Why the cache is not asked for this request, one of `trace.record.BYPASSES`; empty where it is."""
+        if self.cache_secret is None:
+            return "off"
+        if directive is None:
+            return "rule"
+        if "no-store" in wishes:
+            return "no-store"
+        temperatures = directive.when_temperature
+        if temperatures is not None and not temperatures.takes(request.body.get("temperature")):
+            return "temperature"
+        if not _UNCACHEABLE.isdisjoint(request.body):
+            return "state"
+        if b'"file_id"' in request.raw or b'"url"' in request.raw:
+            return "reference"
+        return "server-tool" if _has_server_tool(request.body.get("tools")) else ""
 
 
 def _wishes(caller: Caller) -> frozenset[str]:

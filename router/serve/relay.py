@@ -1,9 +1,8 @@
 """Pass the upstream's bytes on while a copy is metered.
 
-The relay returns the very chunks it reads. It looks at a copy of a stream for five things only: the usage, the first
-content delta, an `error` event, `message_stop`, and the bytes themselves where the rule caches. A stream that ends
-without `message_stop` gets one `error` event of ours behind the upstream's bytes, because a client library takes a
-clean end for a complete answer.
+The relay returns the very chunks it reads. It looks at a copy of a stream for four things only: the usage, the first
+content delta, an `error` event and `message_stop`. A stream that ends without `message_stop` gets one `error` event of
+ours behind the upstream's bytes, because a client library takes a clean end for a complete answer.
 """
 
 from __future__ import annotations
@@ -71,22 +70,14 @@ class RawRelay:
 
 
 class StreamRelay:
-    """A stream of server-sent events, passed on as it comes and metered on the way.
+    """A stream of server-sent events, passed on as it comes and metered on the way."""
 
-    `kept` holds the bytes when `keep_bytes` was asked for and the stream stayed below it; it is None otherwise.
-    """
-
-    def __init__(
-        self, exchange: Exchange, reply: UpstreamReply, attempt: Attempt, meter: UsageMeter, keep_bytes: int
-    ) -> None:
+    def __init__(self, exchange: Exchange, reply: UpstreamReply, attempt: Attempt, meter: UsageMeter) -> None:
         self._exchange = exchange
         self._reply = reply
         self._attempt = attempt
         self._meter = meter
         self._decoder = SseDecoder(_UNTIL_FIRST_DELTA, _THOUGHT_MARKS)
-        self._keep_bytes = keep_bytes
-        self._kept: list[bytes] | None = [] if keep_bytes else None
-        self._kept_size = 0
         self._has_stopped = False
         self._has_ended = False
         self._signatures: list[str] = []
@@ -115,19 +106,12 @@ class StreamRelay:
             on_stop, self.on_stop = self.on_stop, None  # it refers back to all of the request
             if self._meter.error_type is None:
                 on_stop(tuple(self._signatures[:MAX_BLOCKS]))
-        if self._kept is not None:
-            self._keep(chunk)
         return chunk
 
     def abort(self) -> None:
         """See `Relay`."""
         if not self._has_ended:
             self._reply.abort()
-
-    @property
-    def kept(self) -> bytes | None:
-        """The whole stream, where it is complete and was to be kept."""
-        return b"".join(self._kept) if self._kept is not None and self.is_complete else None
 
     def _note(self, name: str, data: bytes) -> None:
         if name in ("content_block_start", "content_block_delta") and any(mark in data for mark in _THOUGHT_MARKS):
@@ -145,14 +129,6 @@ class StreamRelay:
                 return  # a broken frame is relayed untouched; it cannot be metered
             if isinstance(payload, dict):
                 self._meter.event(payload)
-
-    def _keep(self, chunk: bytes) -> None:
-        assert self._kept is not None
-        self._kept_size += len(chunk)
-        if self._kept_size > self._keep_bytes:
-            self._kept = None
-        else:
-            self._kept.append(chunk)
 
     def _end(self) -> bytes:
         """The upstream closed the stream: complete, ended by its own error event, or cut."""

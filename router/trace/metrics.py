@@ -11,6 +11,7 @@ import threading
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from math import isinf
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -18,8 +19,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from router.trace.money import Money
-from router.trace.record import Trace
+from router.trace.money import METERED_ENDPOINT, Money
+from router.trace.record import BYPASSES, UNSTORED, Trace
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Source: OpenTelemetry GenAI conventions, buckets of `gen_ai.client.operation.duration`.
@@ -30,8 +31,12 @@ _BATCH = 64
 _QUEUE_MAX = 10_000
 _SERIES_MAX = 500  # per family: a client chooses model names, and must not choose how much memory they take
 _OTHER = "other"
+_REASONS = frozenset({"", *BYPASSES, *UNSTORED})
+_REPLAYS = frozenset({"hit", "coalesced"})
 
 Gauge = Callable[[], float | Mapping[str, float]]
+Distribution = Callable[[], tuple[Mapping[float, int], float]]
+"""How many measurements fell below each bound (and not below the one before), and the sum of all, both in seconds."""
 
 
 class _Histogram:
@@ -65,12 +70,20 @@ class MetricsSink(Collector):
     """A `seams.TraceSink` that counts; `render()` gives the text format.
 
     `gauges` are read whenever the metrics are rendered: a number becomes `router_NAME`, a mapping one series for each
-    `stat` in it; one that raises is left out and counted in `router_gauge_errors`. `revision` names the policy set in
-    force, shown as `router_policy_info{revision="…"} 1`.
+    `stat` in it; one that raises is left out and counted in `router_gauge_errors`. `distributions` are read likewise,
+    and become histograms `router_NAME_seconds`. `revision` names the policy set in force, shown as
+    `router_policy_info{revision="…"} 1`.
     """
 
-    def __init__(self, *, gauges: Mapping[str, Gauge] | None = None, revision: Callable[[], str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        gauges: Mapping[str, Gauge] | None = None,
+        distributions: Mapping[str, Distribution] | None = None,
+        revision: Callable[[], str] | None = None,
+    ) -> None:
         self._gauges = dict(gauges or {})
+        self._distributions = dict(distributions or {})
         self._revision = revision
         self._queue: deque[Trace] = deque()
         self._lock = threading.Lock()
@@ -80,6 +93,8 @@ class MetricsSink(Collector):
         self._tokens: dict[tuple[str, ...], int] = {}
         self._money: dict[str, Money] = {}  # by model
         self._attempts: dict[tuple[str, ...], int] = {}
+        self._cache: dict[tuple[str, ...], int] = {}
+        self._cache_saved_pusd: dict[str, int] = {}  # by model
         self._duration = _Histogram(SECONDS)
         self._ttft = _Histogram(SECONDS)
         self._overhead = _Histogram(OVERHEAD_SECONDS)
@@ -145,6 +160,7 @@ class MetricsSink(Collector):
         if money is None:
             money = self._money[model] = Money()
         money.add(trace)
+        self._add_cache(trace, model)
         for attempt in trace.attempts:
             _count(self._attempts, (attempt.lane, attempt.outcome), 1)
         lane = (trace.lane,)
@@ -152,6 +168,14 @@ class MetricsSink(Collector):
         self._overhead.add((), trace.overhead_s)
         if trace.ttft_s is not None:
             self._ttft.add(lane, trace.ttft_s)
+
+    def _add_cache(self, trace: Trace, model: str) -> None:
+        """What the cache did for a request; one that was refused before it came to the cache has no reason."""
+        if trace.endpoint != METERED_ENDPOINT or (trace.cache == "bypass" and not trace.cache_reason):
+            return
+        _count(self._cache, (trace.cache, trace.cache_reason if trace.cache_reason in _REASONS else _OTHER), 1)
+        if trace.cache in _REPLAYS and trace.saved_pusd is not None:
+            self._cache_saved_pusd[model] = self._cache_saved_pusd.get(model, 0) + trace.saved_pusd
 
     def _model(self, name: str) -> str:
         """The model as a label; once there are too many of them, new ones share a name."""
@@ -190,6 +214,17 @@ class MetricsSink(Collector):
         text = "Metered requests whose cost or baseline is unknown."
         yield _counter("router_unknown_cost_requests", text, ("model",), unknown)
         yield _counter("router_attempts", "Requests to lanes, by how they ended.", ("lane", "outcome"), self._attempts)
+        yield _counter(
+            "router_cache_requests",
+            "What the cache did, and why it was not asked or the answer not kept.",
+            ("result", "reason"),
+            self._cache,
+        )
+        text = "What hits and shared answers saved, in dollars; also part of router_saved_usd."
+        cached = GaugeMetricFamily("router_cache_saved_usd", text, labels=("model",))
+        for model, saved_pusd in self._cache_saved_pusd.items():
+            cached.add_metric((model,), saved_pusd / 1e12)
+        yield cached
         yield CounterMetricFamily("router_metrics_dropped", "Traces that were not counted.", value=self._dropped)
 
     def _timed(self) -> Iterator[Metric]:
@@ -215,6 +250,19 @@ class MetricsSink(Collector):
                 yield family
             else:
                 yield GaugeMetricFamily(f"router_{name}", f"The figure of {name}.", value=value)
+        for name, measure in self._distributions.items():
+            try:
+                counts, sum_s = measure()
+            except Exception:  # as above
+                self._gauge_errors += 1
+                continue
+            running, buckets = 0, []
+            for bound, count in counts.items():
+                running += count
+                buckets.append(("+Inf" if isinf(bound) else str(bound), running))
+            timed = HistogramMetricFamily(f"router_{name}_seconds", f"How long {name} took.")
+            timed.add_metric((), buckets, sum_s)
+            yield timed
         if self._revision is not None:
             info = GaugeMetricFamily("router_policy_info", "The policy set in force.", labels=("revision",))
             info.add_metric((self._revision(),), 1)

@@ -32,6 +32,13 @@ ATTEMPT_OUTCOMES = (
 # How one request ended, seen from the client.
 OUTCOMES = ("ok", "client_error", "upstream_error", "cut", "client_closed", "internal_error")
 
+# Why the cache was not asked: it is off, the rule does not cache, the client said `no-store`, the temperature is not
+# the rule's; the answer depends on state at the provider, on a file or address, or on a tool that runs there.
+BYPASSES = ("off", "rule", "no-store", "temperature", "state", "reference", "server-tool")
+# Why the answer of a miss was not kept: it failed or was cut, did not come from the model in the key, stopped for
+# another reason than being done, was larger than the rule keeps, or the cache did not take it.
+UNSTORED = ("failed", "fallback", "stop-reason", "too-large", "refused")
+
 
 @dataclass(slots=True)
 class Attempt:
@@ -83,6 +90,7 @@ class Trace:
     affinity: Mapping[str, Any] | None = None  # what the conversation was bound to, and what a switch would cost
     attempts: list[Attempt] = field(default_factory=list)
     cache: str = "bypass"  # hit | miss | bypass | coalesced
+    cache_reason: str = ""  # one of BYPASSES, or of UNSTORED for a miss whose answer was not kept
     is_stored: bool = False  # this answer was put into the cache
 
     usage: Usage | None = None

@@ -21,8 +21,9 @@ from router.errors import (
 )
 from router.serve.exchange import ClientWatch, Exchange, Incoming, Stopwatch
 from router.serve.headers import Credential, RawHeaders, credential_of, first, router_headers
+from router.serve.parts import Outgoing
 from router.serve.passthrough import Passthrough
-from router.serve.pipeline import Outgoing, Pipeline
+from router.serve.pipeline import Pipeline
 from router.trace.record import Trace
 from router.web.disconnect import watch_for_disconnect
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import json
 import ssl
@@ -24,6 +25,8 @@ from kit.stage import (
     stage,
     streams,
 )
+
+from router.seams import Deadlines
 
 pytestmark = pytest.mark.anyio
 
@@ -174,11 +177,8 @@ async def test_silence_inside_a_stream_is_a_timeout_that_the_client_hears_of():
         await peer.closed()
 
     async with stage(behave) as s:
-        pipeline = s.app.api._services.pipeline
-        pipeline._parts = type(pipeline._parts)(
-            **{name: getattr(pipeline._parts, name) for name in pipeline._parts.__slots__ if name != "deadlines"},
-            deadlines=type(pipeline._parts.deadlines)(idle=0.05),
-        )
+        asker = s.app.pipeline._asker
+        asker._parts = dataclasses.replace(asker._parts, deadlines=Deadlines(idle=0.05))
         reply = await s.messages(stream=True)
         assert b"timeout_error" in reply.body
         trace = await s.trace()

@@ -1,0 +1,351 @@
+"""The part of the line that a caching rule adds: look near, join a call under way, or make one that others may join.
+
+    near        an own copy of the answer              → replayed
+    joined      the same request is under way here     → its answer, as it comes
+    looked up   the shared store has the answer        → replayed, to all who joined meanwhile
+    awaited     another process is at it               → its answer, once it is whole
+    asked       nobody is                              → one upstream call, kept if it is complete and successful
+
+What another process is at is begun here only when it is whole: bytes that have gone out cannot be taken back, so a
+process that dies half-way costs those who wait for it time, and never a broken answer. A request whose leader failed
+before the first byte asks for itself, or joins another leader once more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+from router.errors import ClientGone, RouterError
+from router.policy.written import CacheDirective
+from router.seams import CacheBackend, CacheEntry
+from router.serve.ask import Asker
+from router.serve.attempts import sleep
+from router.serve.conversation import remember
+from router.serve.exchange import Exchange
+from router.serve.flight import Flight, Landed
+from router.serve.headers import RawHeaders
+from router.serve.ledger import book
+from router.serve.parts import Answered, Parts
+from router.serve.plan import Plan
+from router.serve.relay import StreamRelay
+
+_STORABLE_STOPS = frozenset({"end_turn", "stop_sequence", "tool_use"})
+_MOST_JOINED = 2  # calls that a request joins before it makes its own
+_MOST_LEADERS = 2  # processes that it waits for, likewise
+_AWAITED_STREAM_S = 30.0  # silence that a client and what lies between should bear; a plain answer is silent anyway
+_AWAITED_PLAIN_S = 600.0
+_LOOK_AGAIN_S = (0.01, 0.05)  # the first wait, and the longest
+_OUTCOMES = {"cut": "cut", "timeout": "cut", "error": "upstream_error"}  # of a leader's attempt: of who joined it
+_EVENT_END = re.compile(rb"(?<=\n\n)|(?<=\r\n\r\n)|(?<=\r\r)")
+
+
+class CachedLine:
+    """Answers requests of rules that cache; `cache` is where the answers are kept."""
+
+    def __init__(self, parts: Parts, cache: CacheBackend, asker: Asker) -> None:
+        self._parts = parts
+        self._cache = cache
+        self._asker = asker
+        self._flights: dict[str, Flight] = {}
+        self._carrying: dict[asyncio.Task[None], Flight] = {}
+        self._begun = self._joined = self._passed_on = 0
+
+    async def answer(self, exchange: Exchange, plan: Plan, key: str) -> Answered:
+        """The answer to a request with this cache key. Raises RouterError as the upstream call does."""
+        trace, directive = exchange.trace, plan.decision.cache
+        assert directive is not None  # no key without one
+        trace.cache = "miss"
+        is_shared = plan.may_look_up and directive.is_coalescing
+        for _ in range(_MOST_JOINED if is_shared else 0):
+            under_way = self._flights.get(key)
+            if under_way is None or not under_way.is_open:
+                break
+            answered = await self._join(exchange, plan, under_way)
+            if answered is not None:
+                return answered
+            self._passed_on += 1
+        if plan.may_look_up:
+            started_s = exchange.clock.now_s()
+            entry = self._cache.near(key)
+            exchange.span("cache", started_s)
+            if entry is not None and self._is_fresh(entry, directive):
+                return self._replay(exchange, plan, entry, "hit")
+        return await self._begin(exchange, plan, key, directive.max_bytes, is_shared=is_shared)
+
+    async def close(self) -> None:
+        """Wait for the calls under way; whoever listened to them has gone or been served."""
+        for flight in self._carrying.values():
+            flight.stop()
+        if self._carrying:
+            await asyncio.wait(tuple(self._carrying), timeout=5.0)
+
+    def stats(self) -> Mapping[str, int]:
+        """Calls under way and begun, requests that joined one, and those that had to see for themselves after it."""
+        return {
+            "under_way": len(self._carrying),
+            "begun": self._begun,
+            "joined": self._joined,
+            "passed_on": self._passed_on,
+        }
+
+    async def _join(self, exchange: Exchange, plan: Plan, flight: Flight) -> Answered | None:
+        """The answer of a call under way; None when it has none that is ours too."""
+        trace, started_s = exchange.trace, exchange.clock.now_s()
+        listener = flight.listen(exchange)
+        is_listening = False
+        try:
+            landed = await listener.landed()
+            exchange.span("coalesced", started_s)
+            if landed.entry is not None:
+                return self._replay(exchange, plan, landed.entry, landed.cache)
+            if landed.answered is None or landed.is_private:
+                return None
+            self._joined += 1
+            directive = plan.decision.cache
+            if directive is not None and directive.scope == "tenant":
+                trace.request_id = flight.trace.request_id
+            trace.cache, trace.status, trace.edits = "coalesced", landed.answered.status, plan.primary.edits
+            # Of the headers only what a replay has: limits and organization are those of the leader's credential.
+            headers = [*_kept_headers(landed.answered.headers), (b"request-id", (trace.request_id or "").encode())]
+            answered = replace(landed.answered, headers=headers)
+            if answered.relay is None:
+                self._account(exchange, flight)
+                self._remember(exchange, plan)
+                return replace(answered, after_last_byte=None)
+            listener.on_stop = lambda: self._remember(exchange, plan)
+            is_listening = True
+            return replace(answered, relay=listener, after_last_byte=lambda: self._account(exchange, flight))
+        finally:
+            if not is_listening:
+                flight.leave(listener)
+
+    async def _begin(self, exchange: Exchange, plan: Plan, key: str, max_bytes: int, *, is_shared: bool) -> Answered:
+        """Make the call, for oneself and for whoever joins."""
+        flight = Flight(max_bytes, exchange.trace)
+        is_shared = is_shared and key not in self._flights
+        if is_shared:
+            self._flights[key] = flight
+        self._begun += 1
+        listener = flight.listen(exchange, is_leader=True)
+        exchange.flight = flight
+        carried = self._carry(flight, replace(exchange, watch=flight.watch, flight=None), plan, key, is_shared)
+        task = asyncio.get_running_loop().create_task(carried)
+        self._carrying[task] = flight
+        task.add_done_callback(self._carrying.pop)
+        is_listening = False
+        try:
+            landed = await listener.landed()
+            if landed.entry is not None:
+                return self._replay(exchange, plan, landed.entry, landed.cache)
+            if landed.answered is None:
+                raise landed.failure or ClientGone("the call ended without an answer")
+            if landed.answered.relay is None:
+                return landed.answered
+            is_listening = True
+            return replace(landed.answered, relay=listener, after_last_byte=None)  # the flight accounts
+        finally:
+            if not is_listening:
+                flight.leave(listener)
+
+    async def _carry(self, flight: Flight, exchange: Exchange, plan: Plan, key: str, is_shared: bool) -> None:
+        """The task of a flight: `exchange` is that of its leader, with the watch of the flight."""
+        failure: BaseException | None = None
+        is_complete = False
+        try:
+            if plan.may_look_up:
+                landed, flight.lead = await self._look_up(exchange, key, plan, is_claiming=is_shared)
+                if landed is not None:
+                    flight.land(landed)
+                    return
+            asked_at_ns = self._cache.now_ns()
+            answer = await self._asker.attempt(exchange, plan)
+            answered = await self._asker.receive(exchange, plan, answer)
+            # A fallback's answer is not that of the model in the key: it is for the one whose route leads there.
+            is_private = answer.target != plan.primary or answered.status != 200 or not answered.is_message
+            exchange.trace.cache_reason = "failed"  # until it is known to be whole
+            if is_private:
+                self._close_to_others(key, flight)
+                if answer.target != plan.primary:
+                    exchange.trace.cache_reason = "fallback"
+            if answered.relay is None:
+                body = answered.body
+            else:
+                flight.land(Landed(answered=answered, is_private=is_private))
+                is_complete = await self._pump(flight, answered, key)
+                body = flight.whole(is_complete=is_complete)
+                if is_complete and body is None:
+                    exchange.trace.cache_reason = "too-large"
+            if not is_private and body is not None:
+                entry = self._entry(exchange, plan, answered, body, asked_at_ns)
+                self._keep(exchange, plan, key, entry, flight)
+            if answered.relay is None:
+                flight.land(Landed(answered=answered, is_private=is_private))
+        except asyncio.CancelledError:
+            failure = ClientGone("the server is stopping")
+            raise
+        except Exception as exc:  # handed to those who listen; an unforeseen one that nobody hears is the loop's to log
+            failure = exc
+            if exchange.watch.is_gone and not isinstance(exc, RouterError):
+                raise
+        finally:
+            self._close_to_others(key, flight)
+            flight.end(is_complete=is_complete, failure=failure)
+
+    async def _look_up(
+        self, exchange: Exchange, key: str, plan: Plan, *, is_claiming: bool
+    ) -> tuple[Landed | None, str | None]:
+        """What the shared store has, after waiting for another process where one is at it → (that, our lead)."""
+        directive = plan.decision.cache
+        assert directive is not None
+        started_s = exchange.clock.now_s()
+        most_s = _AWAITED_STREAM_S if plan.request.is_streaming else _AWAITED_PLAIN_S
+        leaders: list[str] = []
+        wait_s, longest_s = _LOOK_AGAIN_S
+        while True:
+            follows = leaders[-1] if leaders else None
+            found = await self._cache.look_up(key, directive.max_bytes, follows=follows, is_claiming=is_claiming)
+            if found.entry is not None or found.leader is None:
+                break
+            if found.leader not in leaders:
+                leaders.append(found.leader)
+            if len(leaders) > _MOST_LEADERS or exchange.clock.now_s() - started_s > most_s:
+                break
+            await sleep(exchange, wait_s)
+            wait_s = min(wait_s * 1.5, longest_s)
+        exchange.span("shared cache", started_s)
+        if found.entry is None or not (leaders or self._is_fresh(found.entry, directive)):
+            return None, found.lead
+        return Landed(entry=found.entry, cache="coalesced" if leaders else "hit"), None
+
+    async def _pump(self, flight: Flight, answered: Answered, key: str) -> bool:
+        """Feed the flight with all that the relay brings; whether it came to its end."""
+        relay = answered.relay
+        assert relay is not None
+        try:
+            if isinstance(relay, StreamRelay):
+                relay.on_stop = partial(flight.stopped, relay.on_stop)
+            while chunk := await relay.read():
+                flight.feed(chunk)
+                if not flight.is_open:
+                    self._close_to_others(key, flight)
+                    await flight.room()
+        finally:
+            relay.abort()
+            if answered.after_last_byte is not None:
+                answered.after_last_byte()
+        return relay.is_complete
+
+    def _keep(self, exchange: Exchange, plan: Plan, key: str, entry: CacheEntry, flight: Flight) -> None:
+        """Store the answer where it may be, else give it to the processes that wait; either ends the lead."""
+        trace, directive = exchange.trace, plan.decision.cache
+        assert directive is not None
+        lead, flight.lead = flight.lead, None
+        is_done, is_small = entry.stop_reason in _STORABLE_STOPS, len(entry.body) <= directive.max_bytes
+        if is_done and is_small:
+            trace.is_stored = self._cache.put(key, entry, lead)
+            trace.cache_reason = "" if trace.is_stored else "refused"
+            return
+        trace.cache_reason = "too-large" if is_done else "stop-reason"
+        if lead is not None:
+            self._cache.hand_over(key, entry, lead)
+
+    def _entry(self, exchange: Exchange, plan: Plan, answered: Answered, body: bytes, asked_at_ns: int) -> CacheEntry:
+        trace, directive = exchange.trace, plan.decision.cache
+        assert directive is not None
+        now_ns = self._cache.now_ns()
+        return CacheEntry(
+            status=answered.status,
+            headers=_kept_headers(answered.headers),
+            body=body,
+            usage=trace.usage,
+            model_answered=trace.model_answered,
+            stop_reason=trace.stop_reason,
+            asked_at_ns=asked_at_ns,
+            expires_at_ns=now_ns + int(directive.ttl_s * 1e9),
+            stored_at_ns=now_ns,
+            tenant=exchange.incoming.tenant,
+            rule=trace.rule,
+            model=plan.primary.model,
+        )
+
+    def _replay(self, exchange: Exchange, plan: Plan, entry: CacheEntry, word: str) -> Answered:
+        """A stored answer, byte for byte; it costs nothing and saves what the asked model would have cost."""
+        trace, directive = exchange.trace, plan.decision.cache
+        trace.cache, trace.status, trace.edits = word, entry.status, plan.primary.edits
+        trace.usage, trace.model_answered, trace.stop_reason = entry.usage, entry.model_answered, entry.stop_reason
+        if plan.request.is_streaming:
+            trace.ttft_s = exchange.clock.now_s()
+        book(trace, self._parts.catalog, is_hit=True)
+        self._remember(exchange, plan)
+        age_s = max(0, (self._cache.now_ns() - entry.stored_at_ns) // 10**9)
+        request_id = (trace.request_id or "").encode()
+        headers: RawHeaders = [*entry.headers, (b"request-id", request_id), (b"age", str(age_s).encode())]
+        if plan.request.is_streaming and directive is not None and directive.pace_s > 0:
+            return Answered(entry.status, headers, None, PacedRelay(exchange, entry.body, directive.pace_s))
+        return Answered(entry.status, headers, entry.body, is_plain=not plan.request.is_streaming)
+
+    def _account(self, exchange: Exchange, flight: Flight) -> None:
+        """What the shared answer says of itself is said of this request too; the leader pays for it.
+
+        One that left before the end knows no usage: it saved nothing that it has had.
+        """
+        trace, leader, landed = exchange.trace, flight.trace, flight.landed
+        is_metered = flight.is_over or (landed is not None and landed.answered is not None and landed.answered.is_plain)
+        if is_metered and trace.outcome == "ok":
+            trace.usage, trace.model_answered, trace.stop_reason = (
+                leader.usage,
+                leader.model_answered,
+                leader.stop_reason,
+            )
+            ended = leader.attempts[-1].outcome if leader.attempts else "ok"
+            if ended in _OUTCOMES:
+                trace.outcome, trace.error_type = _OUTCOMES[ended], leader.attempts[-1].error_type
+        book(trace, self._parts.catalog, is_hit=True)
+
+    def _remember(self, exchange: Exchange, plan: Plan) -> None:
+        remember(exchange, self._parts.affinity, plan, self._parts.catalog, None)
+
+    def _is_fresh(self, entry: CacheEntry, directive: CacheDirective) -> bool:
+        """Whether the rule as it is now still wants this answer; one stored under a longer `ttl` may be too old."""
+        return self._cache.now_ns() - entry.stored_at_ns <= directive.ttl_s * 1e9
+
+    def _close_to_others(self, key: str, flight: Flight) -> None:
+        """Nobody joins any more, here or in another process; whoever waits there goes on."""
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        lead, flight.lead = flight.lead, None
+        if lead is not None:
+            self._cache.release(key, lead)
+
+
+def _kept_headers(headers: RawHeaders) -> RawHeaders:
+    return [(name, value) for name, value in headers if name == b"content-type"]
+
+
+class PacedRelay:
+    """A stored stream, one event at a time: a `Relay` for a rule that asks for a pace."""
+
+    def __init__(self, exchange: Exchange, body: bytes, pace_s: float) -> None:
+        self._exchange = exchange
+        self._events = deque(event for event in _EVENT_END.split(body) if event)
+        self._pace_s = pace_s
+        self._is_first = True
+        self.is_complete = False
+
+    async def read(self) -> bytes:
+        """See `Relay`."""
+        if not self._events:
+            self.is_complete = True
+            return b""
+        if not self._is_first:
+            await sleep(self._exchange, self._pace_s)
+        self._is_first = False
+        return self._events.popleft()
+
+    def abort(self) -> None:
+        """See `Relay`: there is nothing to let go."""

@@ -1,0 +1,57 @@
+"""What the flow is made of, joined by `app`, and what it gives to the web floor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from router.catalog.lookup import Catalog
+from router.seams import AffinityStore, CacheBackend, Deadlines, TraceSink, Upstream
+from router.serve.headers import RawHeaders
+from router.serve.plan import Planner
+from router.serve.relay import Relay
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the line needs from outside.
+
+    `wall_clock` gives Unix seconds, `jitter` numbers in [0, 1).
+    """
+
+    planner: Planner
+    catalog: Catalog
+    cache: CacheBackend | None
+    affinity: AffinityStore | None
+    upstream: Upstream
+    deadlines: Deadlines
+    sinks: tuple[TraceSink, ...]
+    wall_clock: Callable[[], float]
+    jitter: Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What answers a request, with the headers that came with it: a whole body, or a relay to read.
+
+    `is_message` says that it is a complete Message, or a stream of one. `is_plain` is False for a stream.
+    `after_last_byte` is the accounting that has to wait for the end of a relay.
+    """
+
+    status: int
+    headers: RawHeaders
+    body: bytes | None
+    relay: Relay | None = None
+    is_plain: bool = False
+    is_message: bool = False
+    after_last_byte: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """What goes to the client, complete headers included: a whole body, or a relay to read from."""
+
+    status: int
+    headers: RawHeaders
+    body: bytes | None
+    relay: Relay | None = None
