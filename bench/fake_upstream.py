@@ -1,10 +1,11 @@
 """An upstream that costs next to nothing: it answers any POST with a fixed Message, or with a stream of 106 events.
 
-    python bench/fake_upstream.py [--pace-ms 20]
+    python bench/fake_upstream.py [--pace-ms 20] [--delay-ms 0]
 
 Prints `fake upstream: http://127.0.0.1:PORT` and serves until it is ended. It reads just enough of a request to know
 its length and whether it asks for a stream. A stream asked for with `"max_tokens":4096` is paced: its events leave
-`--pace-ms` apart. Any other leaves all at once.
+`--pace-ms` apart, and the id of its message tells which call it answers. Any other leaves all at once. A GET is
+answered with the number of calls so far, as `{"calls": 3}`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+from dataclasses import dataclass
 
 import uvloop
 
@@ -74,6 +76,13 @@ def stream_events() -> list[bytes]:
     return events
 
 
+@dataclass
+class Calls:
+    """How many calls there were, on all connections."""
+
+    count: int = 0
+
+
 class Answering(asyncio.Protocol):
     """One connection."""
 
@@ -82,8 +91,10 @@ class Answering(asyncio.Protocol):
     events = stream_events()
     burst = head + b"".join(events) + b"0\r\n\r\n"
 
-    def __init__(self, pace_s: float) -> None:
+    def __init__(self, pace_s: float, delay_s: float, calls: Calls) -> None:
         self.pace_s = pace_s
+        self.delay_s = delay_s
+        self.calls = calls
         self.pending = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -104,14 +115,26 @@ class Answering(asyncio.Protocol):
                 break
             body = data[end + 4 : end + 4 + length]
             data = data[end + 4 + length :]
-            if b'"stream":true' not in body:
-                self.transport.write(self.plain)
-            elif b'"max_tokens":4096' not in body:
-                self.transport.write(self.burst)
+            if head.startswith(b"get "):
+                said = b'{"calls": %d}' % self.calls.count
+                self.transport.write(_HEAD % b"application/json" + b"content-length: %d\r\n\r\n%b" % (len(said), said))
+                continue
+            self.calls.count += 1
+            if self.delay_s:
+                asyncio.get_running_loop().call_later(self.delay_s, self.answer, body, self.calls.count)
             else:
-                self.transport.write(self.head)
-                self.send_event(0)
+                self.answer(body, self.calls.count)
         self.pending = data
+
+    def answer(self, body: bytes, call: int) -> None:
+        """Answer the request with this body, the `call`th of all."""
+        if b'"stream":true' not in body:
+            self.transport.write(self.plain)
+        elif b'"max_tokens":4096' not in body:
+            self.transport.write(self.burst)
+        else:
+            self.transport.write(self.head + self.events[0].replace(b"msg_01bench", b"msg_%07d" % call))
+            asyncio.get_running_loop().call_later(self.pace_s, self.send_event, 1)
 
     def send_event(self, number: int) -> None:
         """Send one event of a paced stream and call for the next."""
@@ -124,9 +147,12 @@ class Answering(asyncio.Protocol):
             self.transport.write(b"0\r\n\r\n")
 
 
-async def serve(pace_s: float) -> None:
+async def serve(pace_s: float, delay_s: float) -> None:
     """Serve until cancelled."""
-    server = await asyncio.get_running_loop().create_server(lambda: Answering(pace_s), "127.0.0.1", 0, backlog=1024)
+    calls = Calls()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Answering(pace_s, delay_s, calls), "127.0.0.1", 0, backlog=1024
+    )
     print(f"fake upstream: http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
 
@@ -135,9 +161,10 @@ def main() -> None:
     """Read the command line and serve."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pace-ms", type=float, default=20.0, help="milliseconds between the events of a paced stream")
+    parser.add_argument("--delay-ms", type=float, default=0.0, help="milliseconds before an answer begins")
     options = parser.parse_args()
     try:
-        uvloop.run(serve(options.pace_ms / 1000))
+        uvloop.run(serve(options.pace_ms / 1000, options.delay_ms / 1000))
     except KeyboardInterrupt:
         pass
 

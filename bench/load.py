@@ -1,10 +1,12 @@
 """Load on an HTTP/1.1 server: as fast as it goes (closed loop) or at a fixed rate (open loop), with latencies.
 
-    python bench/load.py URL [--rate N] [--seconds S] [--connections 32] [--stream burst|paced] [--cached]
+    python bench/load.py URL [--rate N] [--seconds S] [--connections 32] [--stream burst|paced]
+                         [--repeat N] [--requests N]
 
 Prints one JSON object: requests, errors, seconds, requests per second, latency p50 and p99 in milliseconds. In the open
 loop a latency counts from the moment the request was due, so that a server that stalls cannot hide it by slowing the
-generator down. Each request is about 2 kB and unlike all others, unless `--cached` repeats a hundred.
+generator down. Each request is about 2 kB and unlike all others, unless `--repeat` takes turns at N. Then the answers
+that say that they are cache hits are counted too, and the time to the first byte of a body is given as `ttft_…`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import uvloop
 class Requests:
     """Makes the requests: head and body ready, but for a number that makes each unlike the others."""
 
-    def __init__(self, authority: str, path: str, *, stream: str, is_cached: bool) -> None:
+    def __init__(self, authority: str, path: str, *, stream: str, repeat: int = 0) -> None:
         prompt = (
             "Classify this support ticket as billing, technical or account. Ticket %09d: " + "the app fails. " * 115
         )
@@ -41,7 +43,7 @@ class Requests:
             f"content-length: {len(text % 0)}\r\n\r\n"
         )
         self.template = (head + text).encode()
-        self.repeat = 100 if is_cached else 10**9
+        self.repeat = repeat or 10**9
         self.count = time_ns() // 1000 % self.repeat  # another run must not repeat this one's requests
 
     def next(self) -> bytes:
@@ -83,19 +85,47 @@ class Connection(asyncio.Protocol):
         self.load.lost(self)
 
 
-class Load:
-    """One run of load."""
+class CountingConnection(Connection):
+    """One that also looks at the answers: when their body begins, and whether they are cache hits."""
 
-    def __init__(self, url: str, *, stream: str, is_cached: bool) -> None:
+    def __init__(self, load: Load) -> None:
+        super().__init__(load)
+        self.has_begun = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser."""
+        if name == b"x-router-cache" and value == b"hit":
+            self.load.hits += 1
+
+    def on_body(self, body: bytes) -> None:
+        """Called by the parser."""
+        if not self.has_begun:
+            self.has_begun = True
+            self.load.ttfts.append(perf_counter() - self.due_s)
+
+    def on_message_complete(self) -> None:
+        """Called by the parser."""
+        self.has_begun = False
+        super().on_message_complete()
+
+
+class Load:
+    """One run of load; `repeat` takes turns at so many requests, `most` ends a closed loop early (0: neither)."""
+
+    def __init__(self, url: str, *, stream: str, repeat: int = 0, most: int = 0) -> None:
         parts = urlsplit(url)
         self.host, self.port = parts.hostname, parts.port
         path = parts.path if parts.path not in ("", "/") else "/v1/messages"
-        self.requests = Requests(parts.netloc, path, stream=stream, is_cached=is_cached)
+        self.requests = Requests(parts.netloc, path, stream=stream, repeat=repeat)
+        self.connection = CountingConnection if repeat else Connection
+        self.most = most or 10**9
         self.latencies: list[float] = []
+        self.ttfts: list[float] = []
+        self.hits = 0
         self.errors = 0
         self.idle: deque[Connection] = deque()
         self.due: deque[float] = deque()
-        self.is_open_loop = False
+        self.is_open_loop = self.is_stopped = False
         self.until = 0.0
         self.busy = 0
         self.done: asyncio.Future[None] | None = None
@@ -103,7 +133,9 @@ class Load:
     async def connect(self, count: int) -> list[Connection]:
         """Open `count` connections, all idle."""
         loop = asyncio.get_running_loop()
-        pairs = [await loop.create_connection(lambda: Connection(self), self.host, self.port) for _ in range(count)]
+        pairs = [
+            await loop.create_connection(lambda: self.connection(self), self.host, self.port) for _ in range(count)
+        ]
         return [protocol for _, protocol in pairs]
 
     def answered(self, connection: Connection, latency_s: float, status: int) -> None:
@@ -114,7 +146,7 @@ class Load:
             self.errors += 1
         now = perf_counter()
         if not self.is_open_loop:
-            if now < self.until:
+            if now < self.until and len(self.latencies) + self.busy < self.most:
                 self.busy += 1
                 connection.send(now)
         elif self.due:
@@ -122,7 +154,12 @@ class Load:
             connection.send(self.due.popleft())
         else:
             self.idle.append(connection)
-        if not self.busy and now >= self.until and self.done is not None and not self.done.done():
+        if (
+            not self.busy
+            and (now >= self.until or len(self.latencies) >= self.most)
+            and self.done is not None
+            and not self.done.done()
+        ):
             self.done.set_result(None)
 
     def lost(self, connection: Connection) -> None:
@@ -145,6 +182,10 @@ class Load:
         await asyncio.wait_for(self.done, seconds + 30)
         return self.result(perf_counter() - started)
 
+    def stop(self) -> None:
+        """End an open loop early; what is under way is waited for."""
+        self.is_stopped = True
+
     async def run_open(self, connections: int, seconds: float, rate: float) -> dict[str, float]:
         """Send `rate` requests a second for `seconds`, whether or not answers keep up."""
         self.is_open_loop = True
@@ -156,6 +197,8 @@ class Load:
         total = int(rate * seconds)
         for number in range(total):
             due = started + number / rate
+            if self.is_stopped:
+                break
             wait_s = due - perf_counter()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
@@ -171,25 +214,31 @@ class Load:
 
     def result(self, seconds: float) -> dict[str, float]:
         """The figures of the run."""
-        ordered = sorted(self.latencies)
-        count = len(ordered)
-
-        def percentile_ms(part: float) -> float:
-            return round(ordered[min(int(count * part), count - 1)] * 1000, 3) if ordered else 0.0
-
-        return {
+        count = len(self.latencies)
+        figures = {
             "requests": count,
             "errors": self.errors,
             "seconds": round(seconds, 3),
             "per_second": round(count / seconds, 1),
-            "p50_ms": percentile_ms(0.5),
-            "p99_ms": percentile_ms(0.99),
+            "p50_ms": percentile_ms(self.latencies, 0.5),
+            "p99_ms": percentile_ms(self.latencies, 0.99),
         }
+        if self.connection is CountingConnection:
+            figures["hits"] = self.hits
+            figures["ttft_p50_ms"] = percentile_ms(self.ttfts, 0.5)
+            figures["ttft_p99_ms"] = percentile_ms(self.ttfts, 0.99)
+        return figures
+
+
+def percentile_ms(seconds: list[float], part: float) -> float:
+    """The value below which `part` of the values lie, in milliseconds; 0 where there are none."""
+    ordered = sorted(seconds)
+    return round(ordered[min(int(len(ordered) * part), len(ordered) - 1)] * 1000, 3) if ordered else 0.0
 
 
 async def run(options: argparse.Namespace) -> dict[str, float]:
     """One run as the command line says."""
-    load = Load(options.url, stream=options.stream, is_cached=options.cached)
+    load = Load(options.url, stream=options.stream, repeat=options.repeat, most=options.requests)
     gc.disable()
     if options.rate:
         return await load.run_open(options.connections, options.seconds, options.rate)
@@ -204,7 +253,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--stream", choices=["burst", "paced"], default="", help="ask for streams: at once, or paced")
-    parser.add_argument("--cached", action="store_true", help="repeat a hundred requests")
+    parser.add_argument("--repeat", type=int, default=0, metavar="N", help="take turns at N requests")
+    parser.add_argument("--requests", type=int, default=0, metavar="N", help="end a closed loop after N requests")
     print(json.dumps(uvloop.run(run(parser.parse_args()))))
 
 

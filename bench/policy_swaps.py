@@ -23,7 +23,7 @@ from pathlib import Path
 from time import perf_counter
 from urllib.parse import urlsplit
 
-from bench.run import HERE, LOAD_CORE, SERVER_CORE, started
+from bench.processes import HERE, LOAD_CORE, SERVER_CORE, started
 from router.policy.check import revision_of
 
 MODELS = ("claude-haiku-5-5", "claude-sonnet-5-5")
