@@ -24,7 +24,15 @@ _FLOORS = (
     ("test_errors", "test_floors", "wire", "test_usage", "test_catalog", "test_prices"),
     ("test_facts", "test_swap", "classify"),
     ("cache", "affinity", "policy", "test_keys", "test_settings"),
-    ("upstream", "test_redis_link", "trace", "simulator"),
+    (
+        "upstream",
+        "test_redis_link",
+        "test_redis_batches",
+        "test_redis_rest",
+        "test_redis_topologies",
+        "trace",
+        "simulator",
+    ),
     ("serve", "web"),
     ("cli", "clients", "product"),
 )

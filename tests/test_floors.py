@@ -15,13 +15,15 @@ FLOORS: dict[str, str] = {
     "wire": "1", "usage": "1", "catalog": "1",
     "facts": "2", "swap": "2", "classify": "2", "trace.record": "2", "trace.export": "2",
     "trace.filters": "2", "trace.rows": "2",
-    "seams": "3", "cache.key": "3", "affinity": "3", "affinity.memory": "4 west", "affinity.redis": "4 west",
-    "redis_link": "4 west", "policy.history": "4 west", "policy.format": "4 west",
+    "seams": "3", "cache.key": "3", "cache.entry": "3", "cache.desk": "3", "affinity": "3", "affinity.memory": "4 west",
+    "affinity.redis": "4 west",
+    "redis_link": "4 west", "redis_url": "4 west", "redis_failure": "4 west", "redis_dial": "4 west",
+    "redis_node": "4 west", "redis_cluster": "4 west", "policy.history": "4 west", "policy.format": "4 west",
     "keys": "3", "policy": "3", "trace.schema": "4 west",
     "policy.store": "4 west", "upstream": "4 west", "cache": "4 west", "trace": "4 west", "jobs": "4 west",
     "serve": "4 east",
     "web": "5",
-    "settings": "6", "app": "6", "catalog_file": "6", "cli": "6",
+    "settings": "6", "app": "6", "stores": "6", "catalog_file": "6", "cli": "6",
     "simulator": "apart",
 }  # fmt: skip
 
@@ -29,9 +31,10 @@ FLOORS: dict[str, str] = {
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "yaml": ("policy.source", "catalog_file", "simulator"),
     "re2": ("policy.compile",),
-    "orjson": ("wire", "cache.key", "serve", "trace", "simulator", "upstream", "web"),
+    "zstandard": ("cache.codec",),
+    "orjson": ("wire", "cache", "serve", "trace", "simulator", "upstream", "web"),
     "httptools": ("upstream",),
-    "starlette": ("web.admin", "app", "simulator"),
+    "starlette": ("web.admin", "web.gate", "web.cache", "web.answer", "app", "simulator"),
     "anyio": ("web.admin", "simulator"),
     "uvicorn": ("cli", "simulator"),
     "uvloop": ("cli", "simulator"),
@@ -39,7 +42,8 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "click": ("cli",),
     "prometheus_client": ("trace.metrics",),
     "watchfiles": ("policy.store",),
-    "redis": ("redis_link",),
+    "redis": ("redis_link", "redis_failure", "redis_dial", "redis_node", "redis_cluster"),
+    "hiredis": ("redis_dial",),
     "ruamel": ("policy.format",),
 }
 

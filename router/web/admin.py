@@ -1,62 +1,39 @@
-"""The admin listener: health, metrics, the policy in force, traces as JSON and as a page.
+"""The admin listener: health, metrics, the policy in force, the cache, traces as JSON and as a page.
 
-It fails closed: with a token set, only `/healthz` and `/readyz` answer without it. Without one (which the settings
-allow on loopback only) requests must name the listener by address or as `localhost`, so that no web page can reach it
-under a name of its own (DNS rebinding). The trace store is read in a worker thread, never on the event loop.
+Whom it lets in is decided in `web/gate.py`. The trace store is read in a worker thread, never on the event loop.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import ipaddress
 import mimetypes
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from http.cookies import CookieError, SimpleCookie
 from importlib.resources import files
 from typing import Any, Protocol, TypeVar
-from urllib.parse import parse_qs
 
 import anyio
 import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from router.cache.desk import CacheDesk
 from router.errors import BadFilter, RouterError, TraceStoreError
 from router.trace.export import encode_json
 from router.trace.filters import read_query, read_since, write_mark
 from router.trace.metrics import CONTENT_TYPE
 from router.trace.record import TraceQuery
+from router.web.answer import error_answer, json_answer, router_error
+from router.web.cache import CacheRooms
+from router.web.gate import Gate, log_in, log_out, login_page
 
 T = TypeVar("T")
 
-_COOKIE = "router_admin"
-_COOKIE_S = 12 * 3600
-_OPEN_PATHS = ("/healthz", "/readyz")
-_MAX_FORM = 4_096
 _TAILS_MAX = 32  # live tails at once; each asks the store a question a second
 _POLL_S = 1.0
-_SAFE_HEADERS = (
-    (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-opener-policy", b"same-origin"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-)
-_LOGIN = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark"><title>model-router: token</title></head>
-<body><h1>model-router</h1><form method="post" action="/login">
-<p><label>Admin token <input type="password" name="token" autocomplete="current-password" required autofocus></label>
-<button>Open</button></p></form></body></html>
-"""
 
 
 class TraceReader(Protocol):
@@ -79,7 +56,8 @@ class AdminServices:
 
     `readiness` says whether the router can serve, with details; `policy_status` what is in force and what a refused
     edit said; `flush`, when given, waits for written traces to reach the store (it is run in a thread). `reader` None:
-    traces are off. `is_draining` ends live tails, so that a server can stop. `now_ns` is Unix time.
+    traces are off. `is_draining` ends live tails, so that a server can stop. `now_ns` is Unix time. `cache` counts and
+    purges.
     """
 
     readiness: Callable[[], tuple[bool, Mapping[str, Any]]]
@@ -91,12 +69,14 @@ class AdminServices:
     version: str = ""
     is_draining: Callable[[], bool] = bool
     now_ns: Callable[[], int] = time.time_ns
+    cache: CacheDesk = field(default_factory=lambda: CacheDesk("off"))
     poll_s: float = _POLL_S
 
 
 def create_admin(services: AdminServices) -> Starlette:
     """The admin application. Every answer carries the safe headers; errors have the Messages API shape."""
     rooms = _Rooms(services)
+    cache = CacheRooms(services.cache)
     static = _static_files()
 
     async def page(_: Request) -> Response:
@@ -111,6 +91,8 @@ def create_admin(services: AdminServices) -> Starlette:
             Route("/readyz", rooms.ready),
             Route("/metrics", rooms.metrics),
             Route("/policy", rooms.policy),
+            Route("/cache", cache.show),
+            Route("/cache/purge", cache.purge, methods=["POST"]),
             Route("/login", rooms.login_form, methods=["GET"]),
             Route("/login", rooms.login, methods=["POST"]),
             Route("/logout", rooms.logout, methods=["POST"]),
@@ -122,51 +104,10 @@ def create_admin(services: AdminServices) -> Starlette:
             Route("/", page),
             Route("/t/{some_id}", page),
         ],
-        exception_handlers={RouterError: _router_error},
+        exception_handlers={RouterError: router_error},
     )
-    app.add_middleware(_Gate, token=services.admin_token)
+    app.add_middleware(Gate, token=services.admin_token)
     return app
-
-
-class _Gate:
-    """Lets in who may enter, and puts the safe headers on whatever comes out."""
-
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
-        self._app = app
-        self._token = token
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def send_safely(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *_SAFE_HEADERS]
-            await send(message)
-
-        refusal = self._refusal(Request(scope))
-        await (refusal or self._app)(scope, receive, send_safely)
-
-    def _refusal(self, request: Request) -> Response | None:
-        path = request.scope["path"]
-        if path in _OPEN_PATHS or (path == "/login" and self._token is not None):
-            return None
-        if self._token is None:
-            if _is_own_name(request.headers.get("host", "")):
-                return None
-            return _error(
-                403,
-                "permission_error",
-                "this listener answers to its address or `localhost`; set `admin_token` for names",
-            )
-        if _may_enter(request, self._token):
-            return None
-        if "text/html" in request.headers.get("accept", "") and request.method == "GET":
-            return Response(_LOGIN, 401, media_type="text/html", headers={"cache-control": "no-store"})
-        refusal = _error(401, "authentication_error", "the admin token is missing or wrong")
-        refusal.headers["www-authenticate"] = 'Bearer realm="router admin"'
-        return refusal
 
 
 class _Rooms:
@@ -177,61 +118,39 @@ class _Rooms:
         self._tails = 0
 
     async def health(self, _: Request) -> Response:
-        return _json({"status": "ok", "version": self._services.version})
+        return json_answer({"status": "ok", "version": self._services.version})
 
     async def ready(self, _: Request) -> Response:
         is_ready, details = self._services.readiness()
-        return _json({"ready": is_ready, **details}, 200 if is_ready else 503)
+        return json_answer({"ready": is_ready, **details}, 200 if is_ready else 503)
 
     async def metrics(self, _: Request) -> Response:
         text = await anyio.to_thread.run_sync(self._services.metrics)
         return Response(text, headers={"content-type": CONTENT_TYPE, "cache-control": "no-store"})
 
     async def policy(self, _: Request) -> Response:
-        return _json(self._services.policy_status())
+        return json_answer(self._services.policy_status())
 
     async def login_form(self, _: Request) -> Response:
-        return Response(_LOGIN, media_type="text/html", headers={"cache-control": "no-store"})
+        return login_page()
 
     async def login(self, request: Request) -> Response:
-        token = self._services.admin_token
-        if token is None:
-            return RedirectResponse("/", 303)
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > _MAX_FORM:
-                return _error(413, "request_too_large", f"a log-in of over {_MAX_FORM} bytes")
-        given = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0]
-        if not _same(given, token):
-            return Response(_LOGIN, 401, media_type="text/html", headers={"cache-control": "no-store"})
-        answer = RedirectResponse("/", 303)
-        answer.set_cookie(
-            _COOKIE,
-            _session(token),
-            max_age=_COOKIE_S,
-            httponly=True,
-            samesite="strict",
-            secure=request.url.scheme == "https",
-        )
-        return answer
+        return await log_in(request, self._services.admin_token)
 
     async def logout(self, _: Request) -> Response:
-        answer = RedirectResponse("/login", 303)
-        answer.delete_cookie(_COOKIE, httponly=True, samesite="strict")
-        return answer
+        return log_out()
 
     async def traces(self, request: Request) -> Response:
         query = read_query(_params(request), self._services.now_ns())
         rows, mark = await self._ask(partial(self._reader().page, query))
-        return _json({"traces": rows, "next": None if mark is None else write_mark(mark)})
+        return json_answer({"traces": rows, "next": None if mark is None else write_mark(mark)})
 
     async def trace(self, request: Request) -> Response:
         some_id = request.path_params["some_id"]
         found = await self._ask(partial(self._reader().get, some_id))
         if found is None:
-            return _error(404, "not_found_error", f"no trace and no request has the id `{some_id[:80]}`")
-        return _json(found)
+            return error_answer(404, "not_found_error", f"no trace and no request has the id `{some_id[:80]}`")
+        return json_answer(found)
 
     async def report(self, request: Request) -> Response:
         params = _params(request)
@@ -242,7 +161,7 @@ class _Rooms:
         reader = self._reader()
         rows = await self._ask(partial(reader.report, by, since_ns))
         totals = await self._ask(partial(reader.totals, since_ns))
-        return _json({"by": by, "since": since or None, "rows": rows, "totals": totals})
+        return json_answer({"by": by, "since": since or None, "rows": rows, "totals": totals})
 
     async def events(self, request: Request) -> Response:
         """Server-sent events: one `trace` per finished request that matches, with a mark to resume from as its id."""
@@ -252,7 +171,7 @@ class _Rooms:
         last = request.headers.get("last-event-id", "")
         after = int(last) if last.isascii() and last.isdigit() and len(last) < 19 else None
         if self._tails >= _TAILS_MAX:
-            return _error(429, "rate_limit_error", f"{_TAILS_MAX} live tails are open already")
+            return error_answer(429, "rate_limit_error", f"{_TAILS_MAX} live tails are open already")
         reader = self._reader()
         mark, rows = await self._ask(partial(reader.tail, after, query))
         return StreamingResponse(
@@ -318,54 +237,6 @@ def _static_files() -> Mapping[str, tuple[bytes, str]]:
 
 def _file(static: Mapping[str, tuple[bytes, str]], name: str) -> Response:
     if name not in static:
-        return _error(404, "not_found_error", "there is no such file")
+        return error_answer(404, "not_found_error", "there is no such file")
     content, kind = static[name]
     return Response(content, media_type=kind, headers={"cache-control": "no-cache"})
-
-
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(encode_json(value), status, media_type="application/json", headers={"cache-control": "no-store"})
-
-
-def _error(status: int, kind: str, message: str) -> Response:
-    return _json({"type": "error", "error": {"type": kind, "message": message}}, status)
-
-
-async def _router_error(_: Request, error: Exception) -> Response:
-    if not isinstance(error, RouterError):
-        return PlainTextResponse("internal error", 500)
-    message = f"{error.message}; {error.hint}" if error.hint else error.message
-    shape = {"type": "error", "error": {"type": error.wire_type, "message": message, "code": error.code}}
-    return _json(shape, error.status)
-
-
-def _is_own_name(host: str) -> bool:
-    """Whether a Host header is an address or `localhost`: names that no foreign web page can have."""
-    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-    if name.lower() == "localhost" or name.lower().endswith(".localhost"):
-        return True
-    try:
-        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
-    except ValueError:
-        return False
-    return True
-
-
-def _may_enter(request: Request, token: str) -> bool:
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and _same(given.strip(), token):
-        return True
-    try:
-        morsel = SimpleCookie(request.headers.get("cookie", "")).get(_COOKIE)
-    except CookieError:
-        return False
-    return morsel is not None and _same(morsel.value, _session(token))
-
-
-def _session(token: str) -> str:
-    """What the cookie holds: proof of the token, from which the token cannot be had."""
-    return hmac.new(token.encode(), b"router admin page, cookie v1", hashlib.sha256).hexdigest()
-
-
-def _same(given: str, expected: str) -> bool:
-    return hmac.compare_digest(given.encode("utf-8", "replace"), expected.encode("utf-8", "replace"))

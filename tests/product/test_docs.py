@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import json
 import re
 import shlex
+import socket
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -14,14 +16,17 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from kit.redis_server import RedisServer
+from kit.stage import always, stage
 from test_floors import floor_of
 
 from router import errors
+from router.cache import key, shared
 from router.cli.main import cli
 from router.facts.vocabulary import FACTS
 from router.settings import SETTINGS, Settings
 from router.trace.metrics import MetricsSink
-from router.trace.record import Trace
+from router.trace.record import BYPASSES, UNSTORED, Trace
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "router"
@@ -200,13 +205,97 @@ def test_each_header_of_the_router_is_documented() -> None:
 
 def test_the_metrics_table_is_the_code() -> None:
     """Every metric family that is served stands in the operations page with its type, and no other."""
-    names = ("upstream_pool", "cache", "affinity", "redis", "policies", "models_refresh", "traces")
+    links = ("redis", "redis_affinity")
+    names = ("upstream_pool", "cache", "flights", "affinity", *links, "policies", "models_refresh", "traces")
     gauges = dict.fromkeys(names, dict)
-    sink = MetricsSink(gauges=gauges, revision=lambda: "r1")
+    distributions = {link: lambda: ({float("inf"): 0}, 0.0) for link in links}
+    sink = MetricsSink(gauges=gauges, distributions=distributions, revision=lambda: "r1")
     sink.write(Trace("0" * 32, 0))
     served = dict(re.findall(r"^# TYPE (\w+) (\w+)$", sink.render().decode(), re.MULTILINE))
     rows = table(page("docs/operations.md"), "metric")
     assert {row[0].strip("`"): row[1] for row in rows} == served
+
+
+@pytest.mark.anyio
+async def test_the_running_router_serves_these_metrics(redis_server: RedisServer) -> None:
+    """The parts are joined to the metrics: with everything on, each family of the table is there, and each stat."""
+    settings = {"cache": redis_server.url, "affinity": f"{redis_server.url}/1"}
+    async with stage(policy=always("cache: {ttl: 1h}"), **settings) as s:
+        for _ in range(2):
+            await s.messages()
+        served = (await asyncio.to_thread(s.app.metrics.render)).decode()
+    families = set(re.findall(r"^# TYPE (\w+) ", served, re.MULTILINE))
+    rows = table(page("docs/operations.md"), "metric")
+    assert {row[0].strip("`") for row in rows} - families == {"router_models_refresh"}  # off without a key of its own
+    assert families <= {row[0].strip("`") for row in rows}
+    assert 'router_cache_requests_total{reason="",result="hit"} 1.0' in served
+    assert 'router_flights{stat="begun"} 1.0' in served
+    assert 'router_redis{stat="is_up"} 1.0' in served
+    assert float(re.findall(r"^router_redis_seconds_count (\S+)", served, re.MULTILINE)[0]) > 0
+    stats = re.findall(r'^router_(cache|redis|flights)\{stat="(\w+)"\}', served, re.MULTILINE)
+    text = page("docs/operations.md")
+    own = {stat for family, stat in stats if family != "cache" or not stat.startswith("near_")}
+    assert [stat for stat in sorted(own) if f"`{stat}`" not in text] == []
+
+
+@pytest.mark.parametrize(("column", "words"), [("bypass", BYPASSES), ("not kept", UNSTORED)])
+def test_the_reasons_of_the_cache_are_the_code(column: str, words: tuple[str, ...]) -> None:
+    """Each word of `cache_reason` is explained, in the order of the code, and no other."""
+    assert [row[0].strip("`") for row in table(page("docs/operations.md"), column)] == list(words)
+
+
+def test_what_does_not_count_for_the_cache_is_the_code() -> None:
+    """Fields and headers that are no part of the key, with the reasons that the code gives."""
+    text = page("docs/operations.md")
+    assert table(text, "field") == [[f"`{name}`", reason] for name, reason in key.IGNORED_FIELDS.items()]
+    headers = [[f"`{name}`", reason] for name, reason in key.IGNORED_HEADERS.items()]
+    headers += [[f"`{name}…`", reason] for name, reason in key.IGNORED_HEADER_PREFIXES.items()]
+    assert table(text, "header") == headers
+
+
+def as_user(server: RedisServer, *command: str) -> bytes:
+    """What Redis says to a command of the documented user."""
+    with (
+        socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection,
+        connection.makefile("rb") as said,
+    ):
+        connection.sendall(b"AUTH router s3cret\r\n" + " ".join(command).encode() + b"\r\n")
+        assert said.readline() == b"+OK\r\n"
+        return said.readline()
+
+
+@pytest.mark.anyio
+async def test_the_redis_user_of_the_docs_has_all_the_rights_it_needs(redis_server: RedisServer) -> None:
+    """With the documented line the cache, its purges and the conversations work, and Redis refuses nothing."""
+    (line,) = re.findall(r"^ACL SETUSER .*$", page("docs/operations.md"), re.MULTILINE)
+    assert redis_server.say(*line.replace("PASSWORD", "s3cret").split()) == b"+OK\r\n"
+    url = redis_server.url.replace("redis://", "redis://router:s3cret@")
+    purge = ["cache", "purge", "--all", "--json", "--cache", f"{url}/1"]
+    async with stage(policy=always("cache: {ttl: 1h}"), cache=f"{url}/1", affinity=url) as s:
+        seen = [(await s.messages()).header("x-router-cache") for _ in range(2)]
+        purged = await asyncio.to_thread(CliRunner().invoke, cli, purge)
+        assert json.loads(purged.stdout)["told"] == 1
+        seen.append((await s.messages()).header("x-router-cache"))
+        assert seen == ["miss", "hit", "miss"]
+        link = s.app.stores.links["redis"]
+        names, token = [shared.entry_key("0" * 64), shared.flight_key("0" * 64)], "1" * 32
+        assert await link.run(shared.LOOK_UP, names, [100, token, "", 3000]) == [b"lead"]
+        assert await link.run(shared.RENEW, names[1:], [token, 3000]) == 1
+        assert await link.run(shared.FINISH, names, [token, "entry", 3000, "handed over", 3000]) == 1
+        links = s.app.stores.links.values()
+    assert [each.stats()["error_replies"] for each in links] == [0, 0]
+    assert redis_server.say("ACL", "LOG") == b"*0\r\n"
+    assert as_user(redis_server, "SET", "router:v1:x", "1") == b"+OK\r\n"
+    for refused in (
+        "SET other:key 1",
+        "KEYS *",
+        "FLUSHALL",
+        "CONFIG GET *",
+        "ACL LIST",
+        "PUBLISH c m",
+        "CLUSTER NODES",
+    ):
+        assert as_user(redis_server, *refused.split()).startswith(b"-NOPERM"), refused
 
 
 @pytest.mark.parametrize("path", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES])

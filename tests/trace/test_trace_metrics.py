@@ -117,3 +117,65 @@ def test_writing_while_rendering_loses_nothing() -> None:
     found = samples(sink)
     assert found["router_requests_total", "miss", "messages", "haiku", "claude-haiku-4-5", "ok"] == 5_000
     sink.close()
+
+
+def test_what_the_cache_did_is_counted_with_its_reason() -> None:
+    """Each request that came to the cache once, and what replays saved, exactly; others are not the cache's."""
+    sink = MetricsSink()
+    for cache, reason, saved_pusd in (
+        ("hit", "", 10**12 + 1),
+        ("coalesced", "", 2 * 10**12),
+        ("coalesced", "", None),
+        ("miss", "", 7),
+        ("miss", "too-large", 7),
+        ("bypass", "temperature", 7),
+        ("bypass", "temperature", 7),
+        ("bypass", "", 7),  # refused before a rule was met
+    ):
+        sink.write(a_trace(1, cache=cache, cache_reason=reason, saved_pusd=saved_pusd))
+    sink.write(a_trace(1, endpoint="count_tokens", cache="bypass", cache_reason="rule"))
+    found = samples(sink)
+    counted = {key[1:]: value for key, value in found.items() if key[0] == "router_cache_requests_total"}
+    assert counted == {
+        ("", "hit"): 1,
+        ("", "coalesced"): 2,
+        ("", "miss"): 1,
+        ("too-large", "miss"): 1,
+        ("temperature", "bypass"): 2,
+    }
+    assert found["router_cache_saved_usd", "claude-haiku-4-5"] == (3 * 10**12 + 1) / 1e12
+
+
+def test_a_reason_that_is_not_declared_makes_no_series_of_its_own() -> None:
+    """The series are bounded by what `trace.record` names."""
+    sink = MetricsSink()
+    for number in range(100):
+        sink.write(a_trace(number, cache_reason=f"reason-{number}"))
+    counted = {key[1:]: value for key, value in samples(sink).items() if key[0] == "router_cache_requests_total"}
+    assert counted == {("other", "miss"): 100}
+
+
+def test_models_that_share_a_name_share_what_the_cache_saved() -> None:
+    """A client chooses model names; the series of the saving are bounded as those of the cost are."""
+    sink = MetricsSink()
+    for number in range(1_000):
+        sink.write(a_trace(number, model_sent=f"model-{number}", cache="hit", saved_pusd=10**12))
+    saved = {key: value for key, value in samples(sink).items() if key[0] == "router_cache_saved_usd"}
+    assert len(saved) <= 501
+    assert sum(saved.values()) == 1_000
+
+
+def test_a_distribution_becomes_a_histogram() -> None:
+    """Its bounds as they are given, added up as Prometheus wants them; a broken one hides nothing."""
+
+    def broken() -> tuple[dict[float, int], float]:
+        raise OSError("gone")
+
+    counts = {0.001: 2, 0.002: 0, float("inf"): 1}
+    sink = MetricsSink(distributions={"broken": broken, "redis": lambda: (counts, 0.5)})
+    found = samples(sink)
+    assert found["router_redis_seconds_bucket", "0.001"] == 2
+    assert found["router_redis_seconds_bucket", "0.002"] == 2
+    assert found["router_redis_seconds_bucket", "+Inf"] == 3
+    assert (found["router_redis_seconds_count",], found["router_redis_seconds_sum",]) == (3, 0.5)
+    assert found["router_gauge_errors_total",] == 1
