@@ -38,7 +38,7 @@ LATENCY_BOUNDS_S = tuple(0.0005 * 2**step for step in range(12))
 _FAILURES_TO_REST = 3
 _MOST_IN_A_BATCH = 512
 _MOST_BATCH_BYTES = 256 * 1024  # the rest goes over another connection, and not behind so much
-_GRACE_S = 0.002  # for what came while the loop was held up, and has yet to be read
+_GRACE = 6  # turns of the loop, for a reply that came while the loop was held up and has yet to be read
 _DEMOTED = (ReadOnlyError, MasterDownError)
 _PING, _ROLE, _CLUSTER_INFO = pack(("PING",)), pack(("ROLE",)), pack(("CLUSTER", "INFO"))
 
@@ -85,7 +85,7 @@ class _Asked:
         self.packed = packed
         self.replies = replies  # the last of them counts: what goes before sets the stage
         self.reply = reply
-        self.timer: asyncio.TimerHandle
+        self.timer: asyncio.Handle
 
     def settle(self, outcome: object) -> None:
         """Hand over a reply, or an exception as a value: raised, asyncio would complain when nobody waits any more."""
@@ -161,8 +161,7 @@ class RedisNode:
         asked = _Asked(packed, replies, loop.create_future())
         self._waiting.append(asked)
         self._find_a_worker()
-        grace_s = min(_GRACE_S, limit_s / 4)
-        asked.timer = loop.call_later(limit_s - grace_s, self._expire, asked, self._clock() + limit_s, grace_s)
+        asked.timer = loop.call_later(limit_s, self._expire, asked, self._clock() + limit_s, _GRACE)
         try:
             return await asked.reply
         finally:
@@ -281,10 +280,9 @@ class RedisNode:
             asked.settle(outcome)
         return is_master
 
-    def _expire(self, asked: _Asked, due_s: float, grace_s: float) -> None:
-        if grace_s:
-            loop = asyncio.get_running_loop()
-            asked.timer = loop.call_later(grace_s, self._expire, asked, due_s, 0.0)
+    def _expire(self, asked: _Asked, due_s: float, grace: int) -> None:
+        if grace:
+            asked.timer = asyncio.get_running_loop().call_soon(self._expire, asked, due_s, grace - 1)
             return
         late_s = self._clock() - due_s
         asked.settle(LoopLate() if late_s > self._limits.deadline_s / 2 else TimeoutError())

@@ -186,4 +186,4 @@ class _Voice:
         if is_up:
             _log.info("redis: back, %s are shared again", uses)
         else:
-            _log.error("redis: %s; until it is back, %s stay in this process", reason, uses)
+            _log.error("redis: %s; until it is back, %s are not shared", reason, uses)

@@ -39,15 +39,18 @@ class Found:
     `entry` is an answer to replay; with `was_awaited` it is that of the call this look-up waited for. `lead`: nobody is
     at it, the caller makes the call for all processes, and names this token when it puts, hands over or releases.
     `leader`: another process is at it, look again soon with this token. Nothing at all: call for yourself.
+    `is_unanswered`: a store that answers as a rule did not this time, so that there may be a leader all the same.
     """
 
     entry: CacheEntry | None = None
     was_awaited: bool = False
     lead: str | None = None
     leader: str | None = None
+    is_unanswered: bool = False
 
 
 NOTHING = Found()
+UNANSWERED = Found(is_unanswered=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,4 +119,4 @@ def summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return total
 
 
-__all__ = ["MAX_TTL_S", "NOTHING", "CacheEntry", "CacheStats", "Found", "Purge", "PurgeReport", "summed"]
+__all__ = ["MAX_TTL_S", "NOTHING", "UNANSWERED", "CacheEntry", "CacheStats", "Found", "Purge", "PurgeReport", "summed"]

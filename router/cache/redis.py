@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from router.cache.codec import EntryCodec
-from router.cache.entry import MAX_TTL_S, NOTHING, CacheEntry, CacheStats, Found, PurgeReport
+from router.cache.entry import MAX_TTL_S, NOTHING, UNANSWERED, CacheEntry, CacheStats, Found, PurgeReport
 from router.cache.fleet import COPY_S, KNOWS_S, Fleet
 from router.cache.memory import MemoryCache
 from router.cache.shared import FINISH, LOOK_UP, entry_key, flight_key
@@ -89,6 +89,7 @@ class RedisCache:
                 self._remove(key)
             elif is_claiming and not exc.is_reply:
                 self._finish(key, token)  # the lead may have been taken, and nobody would know
+                return UNANSWERED if self._link.is_up else NOTHING
             return NOTHING
         return self._understood(key, max_bytes, token, reply)
 

@@ -37,6 +37,7 @@ from router.serve.relay import StreamRelay
 _STORABLE_STOPS = frozenset({"end_turn", "stop_sequence", "tool_use"})
 _MOST_JOINED = 2  # calls that a request joins before it makes its own
 _MOST_LEADERS = 2  # processes that it waits for, likewise
+_MOST_UNANSWERED = 2  # look-ups in a row that may get no answer while another process is known to be at it
 _AWAITED_STREAM_S = 30.0  # silence that a client and what lies between should bear; a plain answer is silent anyway
 _AWAITED_PLAIN_S = 600.0
 _LOOK_AGAIN_S = (0.01, 0.05)  # the first wait, and the longest
@@ -205,13 +206,16 @@ class CachedLine:
         started_s = exchange.clock.now_s()
         most_s = _AWAITED_STREAM_S if plan.request.is_streaming else _AWAITED_PLAIN_S
         leaders: list[str] = []
+        unanswered = 0  # in a row
         wait_s, longest_s = _LOOK_AGAIN_S
         while True:
             follows = leaders[-1] if leaders else None
             found = await self._cache.look_up(key, directive.max_bytes, follows=follows, is_claiming=is_claiming)
-            if found.entry is not None or found.leader is None:
+            unanswered = unanswered + 1 if found.is_unanswered else 0
+            is_worth_waiting = bool(leaders) and 0 < unanswered <= _MOST_UNANSWERED
+            if found.entry is not None or (found.leader is None and not is_worth_waiting):
                 break
-            if found.leader not in leaders:
+            if found.leader is not None and found.leader not in leaders:
                 leaders.append(found.leader)
             if len(leaders) > _MOST_LEADERS or exchange.clock.now_s() - started_s > most_s:
                 break

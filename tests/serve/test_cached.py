@@ -7,6 +7,8 @@ from decimal import Decimal
 import pytest
 from kit.stage import KEY, always, answers, error, events, http, message, request_body, stage, streams
 
+from router.cache.memory import MemoryCache
+
 pytestmark = pytest.mark.anyio
 
 CACHED = always("cache: {ttl: 1h}")
@@ -167,3 +169,77 @@ async def test_numbers_that_only_differ_in_far_digits_are_different_requests():
             for sent in (body, body, body.replace(b"90123}", b"90124}"), body.replace(b'"n":1', b'"n": 1'))
         ]
         assert seen == ["miss", "hit", "miss", "miss"]
+
+
+async def test_a_stored_answer_has_an_age_and_an_end():
+    """`age` counts whole seconds since it was asked for; after the rule's `ttl` it is asked for again."""
+    now_s = 1_000_000.0
+    async with stage(policy=always("cache: {ttl: 1m}")) as s:
+        cache = s.app.stores.cache
+        assert isinstance(cache, MemoryCache)
+        cache._clock = cache._wall_clock = lambda: now_s
+        assert (await s.messages()).header("age") is None
+        now_s += 59.5
+        reply = await s.messages()
+        assert (reply.header("x-router-cache"), reply.header("age")) == ("hit", "59")
+        now_s += 0.6
+        assert (await s.messages()).header("x-router-cache") == "miss"
+        assert len(s.upstream.requests) == 2
+
+
+async def test_what_no_model_sees_does_not_count_and_all_else_does():
+    """User ids, ids of the request and names of the client are not in the key; versions, betas and queries are."""
+    async with stage(policy=CACHED) as s:
+
+        async def word(*more, target="/v1/messages", **body):
+            return (await s.messages(*more, target=target, **body)).header("x-router-cache")
+
+        assert await word() == "miss"
+        for same in (
+            word((b"user-agent", b"other/2")), word((b"x-request-id", b"1")), word((b"traceparent", b"00-1-2-00")),
+            word(metadata={"user_id": "u2"}), word(stream=False),
+        ):  # fmt: skip
+            assert await same == "hit"
+        for other in (
+            word((b"anthropic-beta", b"new-thing")), word(target="/v1/messages?beta=true"), word(max_tokens=65),
+            word(system="Be brief"), word(metadata={"user_id": "u", "more": 1}), word(a_new_field=1),
+            word((b"a-new-header", b"1")), word(temperature=1), word(text="Hello "),
+        ):  # fmt: skip
+            assert await other == "miss"
+
+
+async def test_a_hit_saves_what_the_first_answer_is_worth_to_the_pico_dollar():
+    """The usage of the original is kept whole, prompt cache and all; a replayed stream has a first token too."""
+    usage = b'{"input_tokens":7,"cache_read_input_tokens":1001,"cache_creation_input_tokens":33,"output_tokens":13}'
+    whole = message().replace(b'{ "input_tokens":100,  "output_tokens" : 10 }', usage)
+    assert usage in whole
+    async with stage(answers(http(whole)), policy=always("cache: {ttl: 1h}", route="as-asked")) as s:
+        await s.messages()
+        await s.messages()
+        miss, hit = await s.traces()
+        assert hit["usage"] == miss["usage"]
+        assert hit["saved_usd"] == miss["cost_usd"] > 0
+        assert (hit["cost_usd"], miss["saved_usd"]) == (0, 0)
+    async with stage(streams(*events("a")), policy=CACHED) as s:
+        await s.messages(stream=True)
+        await s.trace()
+        await s.messages(stream=True)
+        miss, hit = await s.traces()
+        assert hit["ttft_s"] is not None
+        assert (hit["usage"], hit["saved_usd"]) == (miss["usage"], Decimal("0.0003"))
+
+
+async def test_an_answer_in_a_packing_that_was_not_asked_for_is_not_kept():
+    """What cannot be read cannot be known to be whole."""
+    packed = http(b"\x1f\x8b" + b"x" * 50, "200 OK", ("content-encoding", "gzip"))
+    async with stage(answers(packed), policy=CACHED) as s:
+        assert [(await s.messages()).header("x-router-cache") for _ in range(2)] == ["miss", "miss"]
+        assert not any(trace["is_stored"] for trace in await s.traces())
+
+
+async def test_a_count_is_never_cached():
+    """`count_tokens` costs nothing, and its answer may change with the model."""
+    async with stage(answers(http(b'{"input_tokens":5}')), policy=CACHED) as s:
+        for _ in range(2):
+            await s.messages(target="/v1/messages/count_tokens")
+        assert len(s.upstream.requests) == 2
