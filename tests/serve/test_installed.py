@@ -131,7 +131,12 @@ async def test_a_start_that_cannot_be_says_why(tmp_path, policies):
             ((*good, "--port", port), {}, 2, f"cannot listen on 127.0.0.1:{port}"),
             ((*good, "--admin-port", port), {}, 2, "choose another `admin_port`"),
             ((*good, "--cache", "disk://x"), {}, 2, "`cache` is `disk://x`"),
-            ((*good, "--cache", "redis://x/y"), {}, 2, "the URL of Redis has a path that is not the number of a database"),
+            (
+                (*good, "--cache", "redis://x/y"),
+                {},
+                2,
+                "the URL of Redis has a path that is not the number of a database",
+            ),
             ((*good, "--upstream", "https://x/path"), {}, 2, "https://x/path"),
             (good, {"ROUTER_PROT": "1"}, 2, "unknown setting `ROUTER_PROT`"),
             ((*good, "--nosuch"), {}, 2, "--nosuch"),
