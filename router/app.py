@@ -121,6 +121,7 @@ class App:
             sinks=sinks,
             wall_clock=time.time,
             jitter=random.random,
+            report=_report,
         )
         self.pipeline = Pipeline(parts)
         self.api = Api(
@@ -183,11 +184,13 @@ class App:
             if following is not None:
                 with contextlib.suppress(asyncio.CancelledError):
                     await following
-        await self.pipeline.close()
-        await self.upstream.close()
-        await self.stores.close()
-        if self.traces is not None:
-            await asyncio.to_thread(self.traces.close)
+        try:
+            await self.pipeline.close()
+            await self.upstream.close()
+            await self.stores.close()
+        finally:
+            if self.traces is not None:
+                await asyncio.to_thread(self.traces.close)
 
     def _policy_figures(self) -> Mapping[str, int]:
         status = self.policies.status()

@@ -18,8 +18,8 @@ from redis.asyncio.connection import Connection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
+from router.redis_failure import FAILURES
 from router.redis_url import Target
 
 Dial = Callable[[], Awaitable[Connection]]
@@ -36,7 +36,7 @@ async def hang_up(connection: Connection, *, in_good_order: bool = False) -> Non
     """Close a connection, at once or `in_good_order`: waiting until it is closed."""
     try:
         await connection.disconnect(nowait=not in_good_order)
-    except (RedisError, OSError):
+    except FAILURES:
         pass  # a connection that cannot even be closed properly is gone all the same
 
 
@@ -98,7 +98,7 @@ class Dialler:
         if self._sentinel is not None:
             try:
                 await self._sentinel.aclose()
-            except (RedisError, OSError):
+            except FAILURES:
                 pass  # see `hang_up`
 
     async def _connected(self, host: str, port: int) -> Connection:

@@ -233,8 +233,10 @@ class RedisNode:
 
     async def _connection(self) -> Connection:
         """One that is free and in order, else a new one."""
-        await self._hang_up_doomed()
-        self._is_taking = False
+        try:
+            await self._hang_up_doomed()
+        finally:
+            self._is_taking = False
         while self._free:
             connection = self._free.pop()
             try:

@@ -47,11 +47,13 @@ class Stores:
 
     async def close(self) -> None:
         """Close the stores, then the links below them."""
-        for store in (self.cache, self.affinity):
-            if store is not None:
-                await store.close()
-        for link in self.links.values():
-            await link.close()
+        try:
+            for store in (self.cache, self.affinity):
+                if store is not None:
+                    await store.close()
+        finally:
+            for link in self.links.values():
+                await link.close()
 
 
 def open_stores(settings: Settings) -> Stores:

@@ -37,14 +37,12 @@ class EntryCodec:
 
     def __init__(self, secret: bytes = b"") -> None:
         self._secret = hashlib.blake2b(secret, digest_size=32, person=b"router cache").digest()
-        self._compress = zstandard.ZstdCompressor(level=_LEVEL).compress
-        self._decompress = zstandard.ZstdDecompressor().decompress
 
     def encode(self, key: str, entry: CacheEntry) -> bytes | None:
         """The bytes to keep under `key`; None when the marks of this entry are too long to keep."""
         body = entry.body
         if len(body) >= _WORTH_COMPRESSING:
-            smaller = self._compress(body)
+            smaller = zstandard.ZstdCompressor(level=_LEVEL).compress(body)  # made anew: not for two threads at once
             if len(smaller) < len(body) - len(body) // 10:
                 body = smaller
         usage = entry.usage
@@ -84,7 +82,7 @@ class EntryCodec:
             if marks["is_compressed"]:
                 if zstandard.frame_content_size(body) != size:  # what the library would make room for
                     return None
-                body = self._decompress(body)
+                body = zstandard.ZstdDecompressor().decompress(body)
             if len(body) != size:
                 return None
             return CacheEntry(

@@ -36,14 +36,13 @@ class CacheEntry:
 class Found:
     """What a look-up came to.
 
-    `entry` is an answer to replay; with `was_awaited` it is that of the call this look-up waited for. `lead`: nobody is
-    at it, the caller makes the call for all processes, and names this token when it puts, hands over or releases.
-    `leader`: another process is at it, look again soon with this token. Nothing at all: call for yourself.
+    `entry` is an answer to replay. `lead`: nobody is at it, the caller makes the call for all processes, and names this
+    token when it puts, hands over or releases. `leader`: another process is at it, look again soon with this token.
+    Nothing at all: call for yourself.
     `is_unanswered`: a store that answers as a rule did not this time, so that there may be a leader all the same.
     """
 
     entry: CacheEntry | None = None
-    was_awaited: bool = False
     lead: str | None = None
     leader: str | None = None
     is_unanswered: bool = False

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -96,7 +96,10 @@ class Fleet:
     async def start(self) -> None:
         """The first beat (no longer than the link's deadline), then one each `BEAT_S`."""
         self._is_member = True
-        await self._beat()
+        try:
+            await self._beat()
+        except Exception:  # as below: a router starts whatever Redis says
+            self._beats_failed += 1
         self._beating = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
@@ -117,13 +120,14 @@ class Fleet:
         deleted, problem = 0, ""
         try:
             known = await self._read_purges()
-            time = await self._link.ask("TIME")
-            now_ns = int(time[0]) * 10**9 + int(time[1]) * 1000
+            now_ns = _time_ns(await self._link.ask("TIME"))
             purge = Purge(now_ns + (_MARGIN_NS if older_than_s <= 0 else -int(older_than_s * 1e9)), tenant, rule, model)
             if len(known) >= _MOST_PURGES:  # too many to look through at each hit: one that takes more than was asked
                 widest = Purge(max(now_ns, *(each.until_ns for each in known.values())))
                 await self._link.ask("HSET", PURGES, secrets.token_hex(_NAME_CHARS // 2), _written(widest))
                 await self._link.ask("HDEL", PURGES, *known)
+            self._purges[name] = purge  # known before it is written: what Redis loses again is put back
+            self._memory.forget(purge)
             try:
                 await self._link.ask("HSET", PURGES, name, _written(purge))
             except RedisUnavailable as exc:
@@ -165,13 +169,17 @@ class Fleet:
                     await self._closing.wait()
                     return
             except TimeoutError:
-                await self._beat()
+                try:
+                    await self._beat()
+                except Exception:  # whatever Redis says, the next beat may go well; until one does nothing is replayed
+                    self._beats_failed += 1
 
     async def _beat(self) -> None:
         """Compare clocks, hear of purges, say what is known, renew the leads."""
         began_s, wall_s = self._clock(), self._wall_clock()
         try:
             known, time = await asyncio.gather(self._read_purges(), self._link.ask("TIME"))
+            redis_ns = _time_ns(time)
         except RedisUnavailable as exc:
             self._beats_failed += 1
             if exc.is_reply and "WRONGTYPE" in exc.reason:
@@ -180,7 +188,7 @@ class Fleet:
                 await self._tried(self._link.run(TRIM, [PURGES], [_LONGEST_LINE]))
             return
         passed_s = self._clock() - began_s
-        offset_ns = int(time[0]) * 10**9 + int(time[1]) * 1000 - int((wall_s + passed_s / 2) * 1e9)
+        offset_ns = redis_ns - int((wall_s + passed_s / 2) * 1e9)
         if passed_s * 1e9 <= 2 * _MARGIN_NS or self._beats == 0:  # one that was held up says too little of the time
             if abs(offset_ns - self._offset_ns) > _STEP_NS:
                 self._memory.forget_all()  # copies dated by a clock that no purge counts by
@@ -232,7 +240,7 @@ class Fleet:
         reply = await self._link.ask("HGETALL", PURGES)
         purges: dict[str, Purge] = {}
         foreign: list[bytes] = []
-        for name, value in zip(reply[::2], reply[1::2], strict=True):
+        for name, value in _pairs(reply):
             purge = _read(value) if len(name) == _NAME_CHARS and name.isalnum() else None
             if purge is None:
                 foreign.append(name)
@@ -246,10 +254,10 @@ class Fleet:
     async def _read_processes(self) -> dict[str, tuple[int, str, dict[str, int]]]:
         """name → (milliseconds since it was heard of, digest of what it knows, counts); the long gone are deleted."""
         reply, time = await asyncio.gather(self._link.ask("HGETALL", PROCESSES), self._link.ask("TIME"))
-        now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
+        now_ms = _time_ns(time) // 10**6
         found: dict[str, tuple[int, str, dict[str, int]]] = {}
         gone: list[bytes] = []
-        for name, value in zip(reply[::2], reply[1::2], strict=True):
+        for name, value in _pairs(reply):
             try:
                 said = orjson.loads(value)
                 silent_ms = now_ms - int(said["at_ms"])
@@ -296,12 +304,17 @@ class Fleet:
             await asyncio.sleep(BEAT_S / 5)
 
     async def _swept(self, purge: Purge) -> AsyncIterator[int]:
-        """Look through all entries and delete those that the purge means; how many, page by page."""
+        """Look through all entries and delete those that the purge means; how many, page by page.
+
+        Those dated ahead of Redis's clock too, whatever the age: a failover may have set that back, and when it has
+        caught up nobody could tell that they are older than the purge.
+        """
+        ahead_ns = _time_ns(await self._link.ask("TIME")) + _STEP_NS
         async for page in self._link.scan(ENTRY_PREFIX + "*"):
             for at in range(0, len(page), _SWEEP_PAGE):
                 keys = page[at : at + _SWEEP_PAGE]
                 heads = await asyncio.gather(*(self._head(key) for key in keys))
-                meant = [key for key, head in zip(keys, heads, strict=True) if _is_meant(purge, head)]
+                meant = [key for key, head in zip(keys, heads, strict=True) if _is_meant(purge, head, ahead_ns)]
                 yield sum(await asyncio.gather(*(self._link.ask("UNLINK", key) for key in meant)))
 
     async def _head(self, key: bytes) -> bytes:
@@ -314,12 +327,31 @@ class Fleet:
             raise
 
 
-def _is_meant(purge: Purge, head: bytes) -> bool:
+def _is_meant(purge: Purge, head: bytes, ahead_ns: int) -> bool:
     """Whether an entry that begins like this is to be deleted; one that cannot be read always is."""
     if not head:
         return False  # gone meanwhile
     marks = marks_of(head)
-    return marks is None or purge.takes_what(*marks)
+    if marks is None:
+        return True
+    asked_at_ns, *names = marks
+    return purge.takes_what(asked_at_ns if asked_at_ns < ahead_ns else 0, *names)
+
+
+def _pairs(reply: Any) -> Iterator[tuple[bytes, bytes]]:
+    """The fields of a hash. Raises RedisUnavailable when the reply is none."""
+    if not isinstance(reply, list) or len(reply) % 2 or not all(isinstance(part, bytes) for part in reply):
+        raise RedisUnavailable("an answer that is no hash")
+    return zip(reply[::2], reply[1::2], strict=True)
+
+
+def _time_ns(reply: Any) -> int:
+    """Unix nanoseconds from what TIME says. Raises RedisUnavailable when it says no time."""
+    try:
+        seconds, microseconds = reply
+        return int(seconds) * 10**9 + int(microseconds) * 1000
+    except (TypeError, ValueError):
+        raise RedisUnavailable("an answer that is no time") from None
 
 
 def _digest(known: Mapping[str, Any]) -> str:

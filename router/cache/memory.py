@@ -69,6 +69,9 @@ class MemoryCache:
         left_s = (entry.expires_at_ns - (self.now_ns() if now_ns is None else now_ns)) / 1e9
         if size > self._max_bytes or left_s <= 0 or any(purge.takes(entry) for purge in self._purges):
             return False
+        there = self._entries.get(key)
+        if there is not None and there[2].asked_at_ns > entry.asked_at_ns and self._clock() < there[0]:
+            return True  # a fresher answer came first
         self._forget(key)
         self._entries[key] = (self._clock() + min(left_s, self._copy_s), size, entry)
         self._bytes += size

@@ -20,7 +20,7 @@ from router.cache.codec import EntryCodec
 from router.cache.entry import MAX_TTL_S, NOTHING, UNANSWERED, CacheEntry, CacheStats, Found, PurgeReport
 from router.cache.fleet import COPY_S, KNOWS_S, Fleet
 from router.cache.memory import MemoryCache
-from router.cache.shared import FINISH, LOOK_UP, entry_key, flight_key
+from router.cache.shared import FINISH, LOOK_UP, handed_key, keys_of
 from router.redis_link import RedisLink, RedisUnavailable
 
 PATIENCE_S = 0.025  # of one look-up; with as much for the conversation, a request waits 50 ms for Redis at most
@@ -28,6 +28,10 @@ LEASE_S = 3.0
 HANDED_OVER_S = 5.0
 _MOST_WRITING = 1_000
 _MOST_WRITING_BYTES = 64 * 1024 * 1024
+_MOST_SHARED_BYTES = 512 * 1024  # of an entry as it is stored: 25 ms carry so much over a network of 200 Mbit/s
+_MOST_BODY_BYTES = 8 * 1024 * 1024  # of an answer that may come to so little by compression
+_IN_THE_LOOP = 64 * 1024  # bytes that are encoded or decoded without a thread: a millisecond at most
+_TOKEN_BYTES = 32  # before what is handed over
 _MARKS_ROOM = 16 * 1024  # what an entry has beside its body, and what compression may add to it
 
 
@@ -52,13 +56,12 @@ class RedisCache:
         self._link = link
         self._memory = memory
         self._codec = codec
-        self._clock = clock
         self._new_token = new_token
         self._fleet = Fleet(link, memory, process=process, clock=clock, wall_clock=wall_clock, stats=self.stats)
         self._writing: set[asyncio.Task[None]] = set()
         self._writing_bytes = 0
         self._hits = self._misses = self._waits = self._leads = self._handed_over = 0
-        self._unasked = self._unanswered = self._corrupt = self._stored = self._unwritten = 0
+        self._unasked = self._unanswered = self._corrupt = self._stored = self._unwritten = self._too_large = 0
 
     def now_ns(self) -> int:
         """The time of Redis in Unix nanoseconds, as far as it is known; else this machine's."""
@@ -73,8 +76,9 @@ class RedisCache:
         if self._fleet.unheard_s() > KNOWS_S:
             self._unasked += 1
             return NOTHING
-        last, token = max_bytes + _MARKS_ROOM, self._new_token() if is_claiming else ""
-        names = [entry_key(key), flight_key(key)]
+        max_bytes = min(max_bytes, _MOST_BODY_BYTES)
+        last = min(max_bytes + _MARKS_ROOM, _MOST_SHARED_BYTES + _TOKEN_BYTES)
+        names, token = keys_of(key), self._new_token() if is_claiming else ""
         try:
             if is_claiming:
                 lease_ms = int(LEASE_S * 1000)
@@ -91,7 +95,7 @@ class RedisCache:
                 self._finish(key, token)  # the lead may have been taken, and nobody would know
                 return UNANSWERED if self._link.is_up else NOTHING
             return NOTHING
-        return self._understood(key, max_bytes, token, reply)
+        return await self._understood(key, max_bytes, token, reply)
 
     def put(self, key: str, entry: CacheEntry, lead: str | None = None) -> bool:
         """Keep an entry here at once and in Redis soon; ends the lead."""
@@ -102,19 +106,18 @@ class RedisCache:
                 self.release(key, lead)
             return False
         is_here = self._memory.put(key, entry, now_ns=now_ns)
-        data = self._codec.encode(key, entry)
-        if data is None or not self._finish(key, lead or "", data, ttl_ms):
-            if data is None and lead is not None:
-                self.release(key, lead)
+        if len(entry.body) > _MOST_BODY_BYTES:
+            self._too_large += 1
+            self._finish(key, lead or "")
             return is_here
-        self._stored += 1
-        return True
+        self._forget_lead(key, lead or "")
+        return self._write(self._share(key, key, entry, lead or "", ttl_ms), len(entry.body)) or is_here
 
     def hand_over(self, key: str, entry: CacheEntry, lead: str) -> None:
         """Give an answer that is not to be kept to those who wait for it in other processes; ends the lead."""
         self._handed_over += 1
-        data = self._codec.encode(flight_key(key), entry)
-        self._finish(key, lead, handed_over=data or b"")
+        self._forget_lead(key, lead)
+        self._write(self._share(key, handed_key(key), entry, lead), len(entry.body))
 
     def release(self, key: str, lead: str) -> None:
         """There is no answer to share; ends the lead, so that another process takes it."""
@@ -133,6 +136,7 @@ class RedisCache:
             "corrupt": self._corrupt,
             "stored": self._stored,
             "unwritten": self._unwritten,
+            "too_large": self._too_large,
             **{f"near_{name}": value for name, value in self._memory.stats().items()},
             **self._fleet.stats(),
         }
@@ -157,14 +161,13 @@ class RedisCache:
             await asyncio.gather(*self._writing)
         await self._fleet.close()
 
-    def _understood(self, key: str, max_bytes: int, token: str, reply: Any) -> Found:
-        kind, *more = reply
-        match kind, more:
-            case b"entry", [b""]:
+    async def _understood(self, key: str, max_bytes: int, token: str, reply: Any) -> Found:
+        match reply:
+            case [b"entry", b""]:
                 self._misses += 1
                 return NOTHING
-            case b"entry", [bytes(data)]:
-                entry = self._codec.decode(key, data, max_bytes)
+            case [b"entry", bytes(data)]:
+                entry = await self._decoded(key, data, max_bytes)
                 if entry is None and self._codec.is_too_large(data, max_bytes):
                     self._misses += 1  # another rule keeps larger answers: the entry stays
                     return NOTHING
@@ -176,33 +179,60 @@ class RedisCache:
                     return Found(entry)
                 self._misses += 1
                 self._remove(key)
-            case b"handed", [bytes(data)]:
-                entry = self._codec.decode(flight_key(key), data, max_bytes)
+            case [b"handed", bytes(data)]:
+                entry = await self._decoded(handed_key(key), data, max_bytes)
                 if entry is not None:
-                    return Found(entry, was_awaited=True)
-                self._corrupt += 1
-            case b"leader", [bytes(other)]:
+                    return Found(entry)
+                self._corrupt += not self._codec.is_too_large(data, max_bytes)
+            case [b"leader", bytes(other)]:
                 self._waits += 1
                 return Found(leader=other.decode("latin-1"))
-            case b"lead", []:
+            case [b"lead"]:
                 self._misses += 1
                 self._leads += 1
                 self._fleet.leads[key] = token
                 return Found(lead=token)
-            case _:  # `alone`, or nothing that we ever said
+            case [b"alone"]:
                 self._misses += 1
+            case _:  # nothing that our program says
+                self._corrupt += 1
         return NOTHING
+
+    async def _decoded(self, key: str, data: bytes, max_bytes: int) -> CacheEntry | None:
+        if len(data) <= _IN_THE_LOOP:
+            return self._codec.decode(key, data, max_bytes)
+        return await asyncio.to_thread(self._codec.decode, key, data, max_bytes)
+
+    async def _share(self, key: str, name: str, entry: CacheEntry, lead: str, ttl_ms: int = 0) -> None:
+        """Write an entry, or without `ttl_ms` hand it over, unless it is too large to be read in time; end the lead."""
+        data: bytes | None = None
+        if len(entry.body) <= _IN_THE_LOOP:
+            data = self._codec.encode(name, entry)
+        else:
+            data = await asyncio.to_thread(self._codec.encode, name, entry)
+        if data is None or len(data) > _MOST_SHARED_BYTES:
+            self._too_large += 1
+            data = b""
+        await self._end(key, lead, *((data, ttl_ms, b"") if ttl_ms else (b"", 0, data)))
+        self._stored += bool(data and ttl_ms)
 
     def _remove(self, key: str) -> None:
         """Delete what is under our names for this key, whatever it is."""
-        self._write(self._asked("UNLINK", entry_key(key), flight_key(key)), 0)
+        self._write(self._asked("UNLINK", *keys_of(key)), 0)
 
-    def _finish(self, key: str, lead: str, data: bytes = b"", ttl_ms: int = 0, handed_over: bytes = b"") -> bool:
-        """Begin to write what ends a lead; False when too much is being written already (a lead then lapses)."""
-        self._fleet.leads.pop(key, None)
+    def _finish(self, key: str, lead: str) -> None:
+        """Begin to end a lead; where too much is being written already it lapses by itself."""
+        self._forget_lead(key, lead)
+        self._write(self._end(key, lead, b"", 0, b""), 0)
+
+    def _forget_lead(self, key: str, lead: str) -> None:
+        """It is renewed no more; that of another call with this key is."""
+        if self._fleet.leads.get(key) == lead:
+            del self._fleet.leads[key]
+
+    async def _end(self, key: str, lead: str, data: bytes, ttl_ms: int, handed_over: bytes) -> None:
         arguments: list[bytes | str | int] = [lead, data, ttl_ms, handed_over, int(HANDED_OVER_S * 1000)]
-        run = self._link.run(FINISH, [entry_key(key), flight_key(key)], arguments)
-        return self._write(run, len(data) + len(handed_over))
+        await self._link.run(FINISH, keys_of(key), arguments)
 
     async def _asked(self, *command: str) -> Any:
         return await self._link.ask(*command)
@@ -221,7 +251,7 @@ class RedisCache:
     async def _written(self, command: Coroutine[Any, Any, Any], size: int) -> None:
         try:
             await command
-        except RedisUnavailable:
+        except Exception:  # a sink: whatever keeps an answer from being shared takes it from nobody
             self._unwritten += 1
         finally:
             self._writing_bytes -= size

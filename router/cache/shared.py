@@ -8,11 +8,11 @@ from __future__ import annotations
 
 ENTRY_PREFIX = "router:v1:cache:"  # the version is that of the codec; another version of us never reads these
 FLIGHT_PREFIX = "router:v1:flight:"
+HANDED_PREFIX = "router:v1:handed:"
 PURGES = "router:v1:{cache-fleet}:purges"  # hash: purge id → purge
 PROCESSES = "router:v1:{cache-fleet}:processes"  # hash: process → when it was last heard of, purges known, counts
-TOKEN_CHARS = 32
 
-# KEYS entry, flight; ARGV last byte to read, own token, token waited for, milliseconds a lead lasts unrenewed.
+# KEYS entry, flight, handed; ARGV last byte to read, own token, token waited for, milliseconds a lead lasts unrenewed.
 # → entry VALUE | handed VALUE | leader TOKEN | lead | alone. Nothing is written where there is an entry or a leader.
 # A store that takes no writes (full, or its disk is) still reads: then the caller is alone. One that has become a
 # replica says so, and the link looks for the master; in our words, because Redis 6 puts its own behind `@user_script`.
@@ -28,7 +28,11 @@ if kind == 'L' and string.len(state) == 33 then
   local left = redis.call('PTTL', KEYS[2])
   if left >= 0 and left <= tonumber(ARGV[4]) then return {'leader', token} end
 end
-if kind == 'R' and token == ARGV[3] then return {'handed', string.sub(state, 34)} end
+if ARGV[3] ~= '' then
+  local handed = redis.pcall('GETRANGE', KEYS[3], 0, ARGV[1])
+  if type(handed) == 'table' then return handed end
+  if string.sub(handed, 1, 32) == ARGV[3] then return {'handed', string.sub(handed, 33)} end
+end
 local taken = redis.pcall('SET', KEYS[2], 'L' .. ARGV[2], 'PX', ARGV[4])
 if taken['err'] then
   if string.find(taken['err'], 'READONLY', 1, true) then return redis.error_reply('READONLY a replica') end
@@ -37,14 +41,15 @@ end
 return {'lead'}
 """
 
-# KEYS entry, flight; ARGV own token, entry or '', its milliseconds, what is handed over or '', its milliseconds.
+# KEYS entry, flight, handed; ARGV own token, entry or '', its milliseconds, what is handed over or '', milliseconds of
+# that.
 # The flight is ended only if it is still one's own.
 FINISH = """
 local kept = 1
 if ARGV[2] ~= '' then kept = redis.pcall('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
 if redis.pcall('GETRANGE', KEYS[2], 0, 33) == 'L' .. ARGV[1] then
   redis.call('DEL', KEYS[2])
-  if ARGV[4] ~= '' then redis.pcall('SET', KEYS[2], 'R' .. ARGV[1] .. ARGV[4], 'PX', ARGV[5]) end
+  if ARGV[4] ~= '' then redis.pcall('SET', KEYS[3], ARGV[1] .. ARGV[4], 'PX', ARGV[5]) end
 end
 if type(kept) == 'table' and kept['err'] then
   if string.find(kept['err'], 'READONLY', 1, true) then return redis.error_reply('READONLY a replica') end
@@ -79,3 +84,13 @@ def entry_key(key: str) -> str:
 def flight_key(key: str) -> str:
     """Where it is said who makes the upstream call of a cache key."""
     return f"{FLIGHT_PREFIX}{{{key}}}"
+
+
+def handed_key(key: str) -> str:
+    """Where an answer is left for those who wait for it now."""
+    return f"{HANDED_PREFIX}{{{key}}}"
+
+
+def keys_of(key: str) -> list[str]:
+    """All that is kept of a cache key, in the order of the programs."""
+    return [entry_key(key), flight_key(key), handed_key(key)]

@@ -251,6 +251,14 @@ def _print_purge(done: Mapping[str, Any]) -> None:
     filters += [f"asked for over {done['older_than_s']:,.10g} s ago"] if done["older_than_s"] else []
     click.echo(f"purged: {plain(', '.join(filters)) or 'everything'}")
     click.echo(f"{done['deleted']:,} answers deleted; {_processes(done['told'])} will not replay them any more")
+    if not done["told"]:
+        click.echo(
+            "No router that runs was told: is this the Redis, and the database, that your routers use?", err=True
+        )
+    if not done["deleted"] and filters:
+        click.echo(
+            "No stored answer was meant: each carries the tenant, rule and model that it was stored by.", err=True
+        )
     if done["unheard"]:
         from router.cache.fleet import COPY_S
 

@@ -311,10 +311,15 @@ def _told(row: dict[str, Any]) -> Iterator[str]:
         [
             f"cost      {dollars(row['cost_usd']):>14}",
             f"baseline  {dollars(row['baseline_usd']):>14}  the same usage at {asked}",
-            f"saved     {dollars(row['saved_usd']):>14}  cache {plain(row['cache'])}, prices {prices}",
+            f"saved     {dollars(row['saved_usd']):>14}  cache {_cache(row)}, prices {prices}",
         ],
     )
     yield from _section("time", list(_waterfall(row)))
+
+
+def _cache(row: dict[str, Any]) -> str:
+    reason = plain(row["cache_reason"])
+    return plain(row["cache"]) + (f" ({reason})" if row["cache_reason"] else "")
 
 
 def _section(name: str, lines: list[str]) -> Iterator[str]:

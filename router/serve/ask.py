@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -42,12 +43,25 @@ class Asker:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
 
-    async def attempt(self, exchange: Exchange, plan: Plan, *, is_counting: bool = False) -> Answer:
-        """Walk the route of the plan; see `walk`. A count is not retried."""
+    async def attempt(
+        self,
+        exchange: Exchange,
+        plan: Plan,
+        *,
+        is_counting: bool = False,
+        on_fallback: Callable[[], None] | None = None,
+    ) -> Answer:
+        """Walk the route of the plan; see `walk`. A count is not retried. `on_fallback` is told of the second lane."""
+
+        def fallbacks() -> Iterator[Target]:
+            if on_fallback is not None:
+                on_fallback()
+            yield from plan.fallbacks
+
         return await walk(
             exchange,
             self._parts.upstream,
-            chain((plan.primary,), plan.fallbacks),
+            chain((plan.primary,), fallbacks()),
             0 if is_counting else plan.decision.retries,
             lambda target: self._call(exchange, plan, target),
             self._parts.jitter,

@@ -8,19 +8,18 @@
 
 What another process is at is begun here only when it is whole: bytes that have gone out cannot be taken back, so a
 process that dies half-way costs those who wait for it time, and never a broken answer. A request whose leader failed
-before the first byte asks for itself, or joins another leader once more.
+before the first byte joins another one once more, or asks for itself. As soon as it is known that what comes is for
+the leader alone (its first lane refused, so that a fallback answers; or the status is an error), nobody waits for it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from router.errors import ClientGone, RouterError
+from router.errors import ClientGone, InternalError, RouterError
 from router.policy.written import CacheDirective
 from router.seams import CacheBackend, CacheEntry
 from router.serve.ask import Asker
@@ -30,19 +29,20 @@ from router.serve.exchange import Exchange
 from router.serve.flight import Flight, Landed
 from router.serve.headers import RawHeaders
 from router.serve.ledger import book
+from router.serve.paced import PacedRelay
 from router.serve.parts import Answered, Parts
 from router.serve.plan import Plan
 from router.serve.relay import StreamRelay
 
 _STORABLE_STOPS = frozenset({"end_turn", "stop_sequence", "tool_use"})
 _MOST_JOINED = 2  # calls that a request joins before it makes its own
+_JOINS_AGAIN_S = 1.0  # after a longer wait in vain it makes its own at once
 _MOST_LEADERS = 2  # processes that it waits for, likewise
 _MOST_UNANSWERED = 2  # look-ups in a row that may get no answer while another process is known to be at it
 _AWAITED_STREAM_S = 30.0  # silence that a client and what lies between should bear; a plain answer is silent anyway
 _AWAITED_PLAIN_S = 600.0
 _LOOK_AGAIN_S = (0.01, 0.05)  # the first wait, and the longest
 _OUTCOMES = {"cut": "cut", "timeout": "cut", "error": "upstream_error"}  # of a leader's attempt: of who joined it
-_EVENT_END = re.compile(rb"(?<=\n\n)|(?<=\r\n\r\n)|(?<=\r\r)")
 
 
 class CachedLine:
@@ -54,7 +54,7 @@ class CachedLine:
         self._asker = asker
         self._flights: dict[str, Flight] = {}
         self._carrying: dict[asyncio.Task[None], Flight] = {}
-        self._begun = self._joined = self._passed_on = 0
+        self._begun = self._joined = self._passed_on = self._unkept = 0
 
     async def answer(self, exchange: Exchange, plan: Plan, key: str) -> Answered:
         """The answer to a request with this cache key. Raises RouterError as the upstream call does."""
@@ -62,6 +62,7 @@ class CachedLine:
         assert directive is not None  # no key without one
         trace.cache = "miss"
         is_shared = plan.may_look_up and directive.is_coalescing
+        joined_s = exchange.clock.now_s()
         for _ in range(_MOST_JOINED if is_shared else 0):
             under_way = self._flights.get(key)
             if under_way is None or not under_way.is_open:
@@ -70,6 +71,8 @@ class CachedLine:
             if answered is not None:
                 return answered
             self._passed_on += 1
+            if exchange.clock.now_s() - joined_s > _JOINS_AGAIN_S:
+                break  # it has waited long enough for others
         if plan.may_look_up:
             started_s = exchange.clock.now_s()
             entry = self._cache.near(key)
@@ -86,12 +89,16 @@ class CachedLine:
             await asyncio.wait(tuple(self._carrying), timeout=5.0)
 
     def stats(self) -> Mapping[str, int]:
-        """Calls under way and begun, requests that joined one, and those that had to see for themselves after it."""
+        """Calls under way and begun, requests that joined one, and those that had to see for themselves after it.
+
+        `unkept` are answers that could not be kept because of a bug of ours.
+        """
         return {
             "under_way": len(self._carrying),
             "begun": self._begun,
             "joined": self._joined,
             "passed_on": self._passed_on,
+            "unkept": self._unkept,
         }
 
     async def _join(self, exchange: Exchange, plan: Plan, flight: Flight) -> Answered | None:
@@ -100,11 +107,13 @@ class CachedLine:
         listener = flight.listen(exchange)
         is_listening = False
         try:
-            landed = await listener.landed()
+            landed = await listener.landed(plan.decision.timeout_s)
             exchange.span("coalesced", started_s)
+            if landed is None or flight.is_private:
+                return None
             if landed.entry is not None:
                 return self._replay(exchange, plan, landed.entry, landed.cache)
-            if landed.answered is None or landed.is_private:
+            if landed.answered is None:
                 return None
             self._joined += 1
             directive = plan.decision.cache
@@ -128,7 +137,8 @@ class CachedLine:
     async def _begin(self, exchange: Exchange, plan: Plan, key: str, max_bytes: int, *, is_shared: bool) -> Answered:
         """Make the call, for oneself and for whoever joins."""
         flight = Flight(max_bytes, exchange.trace)
-        is_shared = is_shared and key not in self._flights
+        there = self._flights.get(key)
+        is_shared = is_shared and (there is None or not there.is_open)
         if is_shared:
             self._flights[key] = flight
         self._begun += 1
@@ -141,10 +151,11 @@ class CachedLine:
         is_listening = False
         try:
             landed = await listener.landed()
+            if landed is None or (landed.entry is None and landed.answered is None):
+                raise (landed and landed.failure) or ClientGone("the call ended without an answer")
             if landed.entry is not None:
                 return self._replay(exchange, plan, landed.entry, landed.cache)
-            if landed.answered is None:
-                raise landed.failure or ClientGone("the call ended without an answer")
+            assert landed.answered is not None
             if landed.answered.relay is None:
                 return landed.answered
             is_listening = True
@@ -164,35 +175,36 @@ class CachedLine:
                     flight.land(landed)
                     return
             asked_at_ns = self._cache.now_ns()
-            answer = await self._asker.attempt(exchange, plan)
-            answered = await self._asker.receive(exchange, plan, answer)
-            # A fallback's answer is not that of the model in the key: it is for the one whose route leads there.
-            is_private = answer.target != plan.primary or answered.status != 200 or not answered.is_message
             exchange.trace.cache_reason = "failed"  # until it is known to be whole
-            if is_private:
-                self._close_to_others(key, flight)
-                if answer.target != plan.primary:
-                    exchange.trace.cache_reason = "fallback"
+            only_mine = partial(self._close_to_others, key, flight, is_private=True)
+            answer = await self._asker.attempt(exchange, plan, on_fallback=only_mine)
+            if answer.target != plan.primary or answer.status != 200:
+                # A fallback's answer is not that of the model in the key: it is for the one whose route leads there.
+                only_mine()
+                exchange.trace.cache_reason = "fallback" if answer.target != plan.primary else "failed"
+            answered = await self._asker.receive(exchange, plan, answer)
+            if not answered.is_message:
+                only_mine()
             if answered.relay is None:
                 body = answered.body
             else:
-                flight.land(Landed(answered=answered, is_private=is_private))
+                flight.land(Landed(answered=answered))
                 is_complete = await self._pump(flight, answered, key)
                 body = flight.whole(is_complete=is_complete)
-                if is_complete and body is None:
+                if is_complete and body is None and not flight.is_private:
                     exchange.trace.cache_reason = "too-large"
-            if not is_private and body is not None:
-                entry = self._entry(exchange, plan, answered, body, asked_at_ns)
-                self._keep(exchange, plan, key, entry, flight)
+            if not flight.is_private and body is not None:
+                self._keep(exchange, plan, key, flight, answered, body, asked_at_ns)
             if answered.relay is None:
-                flight.land(Landed(answered=answered, is_private=is_private))
+                flight.land(Landed(answered=answered))
         except asyncio.CancelledError:
             failure = ClientGone("the server is stopping")
             raise
-        except Exception as exc:  # handed to those who listen; an unforeseen one that nobody hears is the loop's to log
+        except RouterError as exc:
             failure = exc
-            if exchange.watch.is_gone and not isinstance(exc, RouterError):
-                raise
+        except Exception as exc:  # our own bug: said once, here; those who listen hear that there was one
+            self._parts.report(exchange.trace.trace_id, exc)
+            failure = InternalError("the router failed; the operator's log has the trace id")
         finally:
             self._close_to_others(key, flight)
             flight.end(is_complete=is_complete, failure=failure)
@@ -205,6 +217,8 @@ class CachedLine:
         assert directive is not None
         started_s = exchange.clock.now_s()
         most_s = _AWAITED_STREAM_S if plan.request.is_streaming else _AWAITED_PLAIN_S
+        if plan.decision.timeout_s is not None:
+            most_s = min(most_s, plan.decision.timeout_s)
         leaders: list[str] = []
         unanswered = 0  # in a row
         wait_s, longest_s = _LOOK_AGAIN_S
@@ -244,19 +258,37 @@ class CachedLine:
                 answered.after_last_byte()
         return relay.is_complete
 
-    def _keep(self, exchange: Exchange, plan: Plan, key: str, entry: CacheEntry, flight: Flight) -> None:
-        """Store the answer where it may be, else give it to the processes that wait; either ends the lead."""
+    def _keep(
+        self,
+        exchange: Exchange,
+        plan: Plan,
+        key: str,
+        flight: Flight,
+        answered: Answered,
+        body: bytes,
+        asked_at_ns: int,
+    ) -> None:
+        """Store the answer where it may be, else give it to the processes that wait; either ends the lead.
+
+        It fails open: an answer that cannot be kept is an answer all the same.
+        """
         trace, directive = exchange.trace, plan.decision.cache
         assert directive is not None
-        lead, flight.lead = flight.lead, None
-        is_done, is_small = entry.stop_reason in _STORABLE_STOPS, len(entry.body) <= directive.max_bytes
-        if is_done and is_small:
-            trace.is_stored = self._cache.put(key, entry, lead)
-            trace.cache_reason = "" if trace.is_stored else "refused"
+        is_done, is_small = trace.stop_reason in _STORABLE_STOPS, len(body) <= directive.max_bytes
+        trace.cache_reason = "refused" if is_done and is_small else "too-large" if is_done else "stop-reason"
+        if not is_small:
             return
-        trace.cache_reason = "too-large" if is_done else "stop-reason"
-        if lead is not None:
-            self._cache.hand_over(key, entry, lead)
+        lead, flight.lead = flight.lead, None
+        try:
+            entry = self._entry(exchange, plan, answered, body, asked_at_ns)
+            if is_done:
+                trace.is_stored = self._cache.put(key, entry, lead)
+                trace.cache_reason = "" if trace.is_stored else "refused"
+            elif lead is not None:
+                self._cache.hand_over(key, entry, lead)
+        except Exception as exc:
+            self._unkept += 1
+            self._parts.report(trace.trace_id, exc)
 
     def _entry(self, exchange: Exchange, plan: Plan, answered: Answered, body: bytes, asked_at_ns: int) -> CacheEntry:
         trace, directive = exchange.trace, plan.decision.cache
@@ -300,7 +332,8 @@ class CachedLine:
         """
         trace, leader, landed = exchange.trace, flight.trace, flight.landed
         is_metered = flight.is_over or (landed is not None and landed.answered is not None and landed.answered.is_plain)
-        if is_metered and trace.outcome == "ok":
+        is_had = is_metered and trace.outcome == "ok"
+        if is_had:
             trace.usage, trace.model_answered, trace.stop_reason = (
                 leader.usage,
                 leader.model_answered,
@@ -309,7 +342,7 @@ class CachedLine:
             ended = leader.attempts[-1].outcome if leader.attempts else "ok"
             if ended in _OUTCOMES:
                 trace.outcome, trace.error_type = _OUTCOMES[ended], leader.attempts[-1].error_type
-        book(trace, self._parts.catalog, is_hit=True)
+        book(trace, self._parts.catalog, is_hit=is_had)
 
     def _remember(self, exchange: Exchange, plan: Plan) -> None:
         remember(exchange, self._parts.affinity, plan, self._parts.catalog, None)
@@ -318,8 +351,13 @@ class CachedLine:
         """Whether the rule as it is now still wants this answer; one stored under a longer `ttl` may be too old."""
         return self._cache.now_ns() - entry.stored_at_ns <= directive.ttl_s * 1e9
 
-    def _close_to_others(self, key: str, flight: Flight) -> None:
-        """Nobody joins any more, here or in another process; whoever waits there goes on."""
+    def _close_to_others(self, key: str, flight: Flight, *, is_private: bool = False) -> None:
+        """Nobody joins any more, here or in another process, and whoever waits there goes on.
+
+        `is_private`: those who have joined go on too.
+        """
+        if is_private:
+            flight.close_to_others()
         if self._flights.get(key) is flight:
             del self._flights[key]
         lead, flight.lead = flight.lead, None
@@ -329,27 +367,3 @@ class CachedLine:
 
 def _kept_headers(headers: RawHeaders) -> RawHeaders:
     return [(name, value) for name, value in headers if name == b"content-type"]
-
-
-class PacedRelay:
-    """A stored stream, one event at a time: a `Relay` for a rule that asks for a pace."""
-
-    def __init__(self, exchange: Exchange, body: bytes, pace_s: float) -> None:
-        self._exchange = exchange
-        self._events = deque(event for event in _EVENT_END.split(body) if event)
-        self._pace_s = pace_s
-        self._is_first = True
-        self.is_complete = False
-
-    async def read(self) -> bytes:
-        """See `Relay`."""
-        if not self._events:
-            self.is_complete = True
-            return b""
-        if not self._is_first:
-            await sleep(self._exchange, self._pace_s)
-        self._is_first = False
-        return self._events.popleft()
-
-    def abort(self) -> None:
-        """See `Relay`: there is nothing to let go."""

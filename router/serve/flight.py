@@ -14,7 +14,7 @@ hold up the others.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from router.errors import ClientGone, StreamCut, error_body
@@ -22,6 +22,7 @@ from router.seams import CacheEntry
 from router.serve.exchange import ClientWatch, Exchange
 from router.serve.parts import Answered
 from router.trace.record import Trace
+from router.wire.sse import line_end_behind
 
 _MOST_BEHIND = 256 * 1024  # bytes that a listener may be behind once the flight holds no more than it must
 _LAGGARD_S = 30.0
@@ -33,15 +34,13 @@ class Landed:
     """How a call turned out, as soon as that is known: exactly one of the first three is there.
 
     `answered` may still be arriving (then `body` is None and the listeners read). `entry` is a stored answer, with the
-    word for `x-router-cache`. A failure, like an answer that is private, is for the one who made the call: others see
-    for themselves.
+    word for `x-router-cache`. A failure is for the one who made the call: others see for themselves.
     """
 
     answered: Answered | None = None
     entry: CacheEntry | None = None
     failure: BaseException | None = None
     cache: str = "miss"
-    is_private: bool = False
 
 
 class Flight:
@@ -52,6 +51,7 @@ class Flight:
         self.trace = trace
         self.lead: str | None = None  # the token with which this process makes the call for all
         self.landed: Landed | None = None
+        self.is_private = False  # whatever comes is for the one who made the call
         self.is_over = False
         self.is_complete = False
         self.has_stopped = False  # the last event of a stream is among what has come
@@ -89,6 +89,11 @@ class Flight:
             self.landed = landed
             self._wake()
 
+    def close_to_others(self) -> None:
+        """What comes will be for the one who made the call alone: the others need not wait for it."""
+        self.is_private = True
+        self._wake()
+
     def feed(self, chunk: bytes) -> None:
         """More of the answer."""
         self._chunks.append(chunk)
@@ -102,7 +107,8 @@ class Flight:
         while self._is_overfull() and self._most_behind() > _MOST_BEHIND and not self.watch.is_stopping:
             loop = asyncio.get_running_loop()
             self._room = room = loop.create_future()
-            timer = loop.call_later(_LAGGARD_S, self._cut_laggards) if len(self._listeners) > 1 else None
+            places = {listener: listener.at for listener in self._listeners}
+            timer = loop.call_later(_LAGGARD_S, self._cut_laggards, places) if len(places) > 1 else None
             try:
                 await room
             finally:
@@ -171,9 +177,10 @@ class Flight:
             del self._chunks[: slowest - self._dropped]
             self._dropped = slowest
 
-    def _cut_laggards(self) -> None:
-        foremost = max(listener.at for listener in self._listeners)
-        for listener in [each for each in self._listeners if each.at < foremost]:
+    def _cut_laggards(self, places: Mapping[Listener, int]) -> None:
+        """Cut off those who have read nothing since they were in these places, where others have."""
+        foremost = max((listener.at for listener in self._listeners), default=0)
+        for listener in [each for each in self._listeners if places.get(each) == each.at < foremost]:
             listener.is_cut = True
             listener.wake()
             self._listeners.discard(listener)
@@ -206,11 +213,24 @@ class Listener:
         self.is_complete = False
         self.on_stop: Callable[[], None] | None = None
 
-    async def landed(self) -> Landed:
-        """How the call turned out. Raises ClientGone when this listener's client leaves first."""
-        while self._flight.landed is None:
-            await self._wait()
-        return self._flight.landed
+    async def landed(self, within_s: float | None = None) -> Landed | None:
+        """How the call turned out; None when that is not known within the time, or for the leader alone.
+
+        Raises ClientGone when this listener's client leaves first.
+        """
+        flight, clock = self._flight, self._exchange.clock
+        until_s = None if within_s is None else clock.now_s() + within_s
+        timer = None if within_s is None else asyncio.get_running_loop().call_later(within_s, self.wake)
+        try:
+            while flight.landed is None:
+                is_late = until_s is not None and clock.now_s() >= until_s
+                if is_late or (flight.is_private and not self._is_leader):
+                    return None
+                await self._wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
+        return flight.landed
 
     async def read(self) -> bytes:
         """See `Relay`."""
@@ -228,7 +248,7 @@ class Listener:
                 return b""
             await self._wait()
         flight.was_read()
-        self._last = chunk[-4:]
+        self._last = (self._last + chunk[-4:])[-4:]
         trace = self._exchange.trace
         if trace.ttft_s is None and flight.trace.ttft_s is not None:
             trace.ttft_s = self._exchange.clock.now_s()
@@ -255,8 +275,7 @@ class Listener:
         trace = self._exchange.trace
         trace.outcome, trace.error_type, trace.error_code = "cut", reason.wire_type, reason.code
         body = error_body(reason.wire_type, reason.message, trace.request_id or "")
-        end = b"" if self._last.endswith((b"\n", b"\r")) or not self._last else b"\n"
-        return end + b"event: error\ndata: " + body + b"\n\n"
+        return line_end_behind(self._last) + b"event: error\ndata: " + body + b"\n\n"
 
     async def _wait(self) -> None:
         """Until there is something new, or the client leaves (ClientGone), or the server stops (the flight says so)."""

@@ -33,7 +33,7 @@ def book(trace: Trace, catalog: Catalog, *, is_hit: bool = False) -> None:
         is_virtual = trace.model_asked == "auto" or trace.model_asked.startswith("lane:")
         asked = trace.model_sent if is_virtual else trace.model_asked
         trace.baseline_pusd = catalog.baseline(trace.usage, asked, trace.model_sent)
-    elif trace.cost_pusd == 0:
+    elif trace.cost_pusd == 0 and not is_hit:
         trace.baseline_pusd = 0  # nothing was billed and nothing would have been
     if trace.cost_pusd is not None and trace.baseline_pusd is not None:
         trace.saved_pusd = trace.baseline_pusd - trace.cost_pusd

@@ -16,7 +16,8 @@ from router.serve.relay import Relay
 class Parts:
     """What the line needs from outside.
 
-    `wall_clock` gives Unix seconds, `jitter` numbers in [0, 1).
+    `wall_clock` gives Unix seconds, `jitter` numbers in [0, 1). `report` says an unforeseen exception to the operator,
+    with the trace id.
     """
 
     planner: Planner
@@ -28,6 +29,7 @@ class Parts:
     sinks: tuple[TraceSink, ...]
     wall_clock: Callable[[], float]
     jitter: Callable[[], float]
+    report: Callable[[str, BaseException], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import orjson
+
 from router.affinity.binding import binding_keys
 from router.affinity.thinking import thinking_keys
 from router.cache.key import cache_key
@@ -226,7 +228,9 @@ class Planner:
             return "temperature"
         if not _UNCACHEABLE.isdisjoint(request.body):
             return "state"
-        if b'"file_id"' in request.raw or b'"url"' in request.raw:
+        # As it was read, where it was written otherwise: a name may be spelled with escapes.
+        plain = request.raw if request.is_compact else orjson.dumps(request.body)
+        if b'"file_id"' in plain or b'"url"' in plain:
             return "reference"
         return "server-tool" if _has_server_tool(request.body.get("tools")) else ""
 

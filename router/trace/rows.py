@@ -90,6 +90,7 @@ def row_of(trace: Trace, *, is_thin: bool = False) -> tuple[Cell, ...]:
         _json([attempt_json(attempt) for attempt in trace.attempts[:MAX_ITEMS]]) if trace.attempts else None,
         None if is_thin or trace.facts is None else _json(trace.facts),
         None if is_thin or trace.affinity is None else _json(trace.affinity),
+        _text(trace.cache_reason),
     )
 
 
@@ -100,7 +101,7 @@ def trace_json(cells: Sequence[Any]) -> dict[str, Any]:
         policy, revision, rule, task, model_asked, model_sent, model_answered, lane, cache, is_stored, price_version,
         cost_pusd, baseline_pusd, saved_pusd, _1, _2, _3, _4, _5, ttft_s, duration_s,
         overhead_s, status, stop_reason, outcome, error_type, error_code, labels, tags, edits, why, usage, spans,
-        attempts, facts, affinity,
+        attempts, facts, affinity, cache_reason,
     ) = cells  # fmt: skip
     return {
         "trace_id": trace_id,
@@ -130,6 +131,7 @@ def trace_json(cells: Sequence[Any]) -> dict[str, Any]:
         "affinity": shown_affinity(_read(affinity)),
         "attempts": [shown_attempt(attempt) for attempt in _read_list(attempts)],
         "cache": cache,
+        "cache_reason": cache_reason or "",
         "is_stored": bool(is_stored),
         "usage": _read(usage),
         "cost_usd": usd(cost_pusd),

@@ -58,6 +58,7 @@ COLUMNS = (
     "attempts",
     "facts",
     "affinity",
+    "cache_reason",
 )
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -118,6 +119,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX traces_by_request ON traces (request_id) WHERE request_id IS NOT NULL",
     ),
     ("ALTER TABLE traces ADD COLUMN affinity TEXT",),
+    ("ALTER TABLE traces ADD COLUMN cache_reason TEXT",),
 )
 
 

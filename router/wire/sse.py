@@ -99,15 +99,7 @@ class SseDecoder:
         A character that was cut in the middle is filled up first: client libraries that decode strictly would fail on
         the line itself and never see what comes behind it.
         """
-        if not self.is_in_line:
-            return b""
-        tail = bytes(self._pending[-3:])
-        for start in range(len(tail)):
-            if tail[start] >= 0xC0:  # opens a character of several bytes
-                for rest in (b"\x80", b"\xbf", b"\x80\x80", b"\xbf\x80", b"\x80\x80\x80", b"\xbf\x80\x80"):
-                    if _is_utf8(tail[start:] + rest):
-                        return rest + b"\n"
-        return b"\n"
+        return line_end_behind(bytes(self._pending[-3:])) if self.is_in_line else b""
 
     def _normalised(self, chunk: bytes) -> bytes:
         """The chunk with LF as its only line end; a CRLF split between chunks stays one line end."""
@@ -137,6 +129,18 @@ class SseDecoder:
                 self._is_dropping = True
                 self.dropped += 1
             del self._pending[:-1]
+
+
+def line_end_behind(tail: bytes) -> bytes:
+    """What ends a line of which `tail` are the last three bytes or so; see `SseDecoder.line_end`."""
+    if not tail or tail.endswith((b"\n", b"\r")):
+        return b""
+    for start in range(len(tail)):
+        if tail[start] >= 0xC0:  # opens a character of several bytes
+            for rest in (b"\x80", b"\xbf", b"\x80\x80", b"\xbf\x80", b"\x80\x80\x80", b"\xbf\x80\x80"):
+                if _is_utf8(tail[start:] + rest):
+                    return rest + b"\n"
+    return b"\n"
 
 
 def _is_utf8(data: bytes) -> bool:

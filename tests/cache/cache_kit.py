@@ -98,7 +98,7 @@ def a_process(
     *,
     name: str | None = None,
     wall_ahead_s: float = 0.0,
-    max_bytes: int = 10**7,
+    max_bytes: int = 5 * 10**6,
     secret: bytes = SECRET,
     deadline_s: float = 5.0,
 ) -> Process:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 async def pair(place: str, join: Join) -> Pair:
     """Two processes over a Redis in which nothing is left of another test."""
     if not place:
-        memory = MemoryCache(10**7, time.monotonic, time.time)
+        memory = MemoryCache(5 * 10**6, time.monotonic, time.time)
         return Pair(memory, memory)
     one, other = await join(place, starts=False), await join(place, starts=False)
     async for page in one.link.scan("router:*"):
@@ -156,11 +157,22 @@ async def test_what_has_no_time_left_is_not_kept(pair: Pair, ttl_s: float):
 @in_all
 async def test_what_is_larger_than_all_copies_may_be_is_no_copy(pair: Pair):
     """It is larger than the bound of this process; a store that has room for it may keep it."""
-    entry = fresh(pair.one, b"x" * 10**7)
+    entry = fresh(pair.one, b"x" * 7 * 10**6)
     assert pair.one.put(KEY, entry) == pair.is_shared
     assert pair.one.near(KEY) is None
     await pair.written()
     assert (await found(pair.other, max_bytes=10**7)) == (entry if pair.is_shared else None)
+
+
+@in_redis
+@pytest.mark.parametrize("body", [b"x" * 9 * 10**6, random.Random(1).randbytes(600_000)], ids=["long", "dense"])
+async def test_what_redis_could_not_carry_in_time_is_not_shared(pair: Pair, body: bytes):
+    """It would time out each time it is looked up, and have everybody's link rest; the lead is ended all the same."""
+    lead = (await look(pair.one)).lead
+    pair.one.put(KEY, fresh(pair.one, body), lead)
+    await pair.written()
+    assert (await look(pair.other)).lead
+    assert pair.one.stats()["too_large"] == 1
 
 
 @in_redis
@@ -259,7 +271,7 @@ async def look(cache: CacheBackend, follows: str | None = None) -> Found:
 
 async def test_in_one_process_nobody_leads():
     """There is nobody to make the call for."""
-    memory = MemoryCache(10**7, time.monotonic, time.time)
+    memory = MemoryCache(5 * 10**6, time.monotonic, time.time)
     assert await look(memory) == Found()
 
 
@@ -297,7 +309,7 @@ async def test_what_is_handed_over_reaches_those_who_waited_and_nobody_else(pair
     await pair.written()
     assert await pair.other.look_up(KEY, MAX_BYTES, is_claiming=False) == Found()
     for _ in range(2):
-        assert await look(pair.other, follows=lead) == Found(entry, was_awaited=True)
+        assert await look(pair.other, follows=lead) == Found(entry)
     assert pair.other.near(KEY) is None
     newcomer = await look(pair.other)
     assert newcomer.lead

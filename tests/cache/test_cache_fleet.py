@@ -7,6 +7,7 @@ import os
 import re
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from kit.redis_topologies import Cluster, running, server_programs
 from router.cache.codec import EntryCodec
 from router.cache.entry import CacheEntry, Found
 from router.cache.fleet import COPY_S, KNOWS_S
-from router.cache.shared import PROCESSES, PURGES, TRIM, entry_key, flight_key
+from router.cache.shared import PROCESSES, PURGES, TRIM, entry_key, flight_key, handed_key
 from router.errors import CacheUnavailable
 
 pytestmark = pytest.mark.anyio
@@ -344,7 +345,8 @@ async def test_what_was_handed_over_and_then_changed_reaches_nobody(redis_server
     one, other = await join(redis_server.url), await join(redis_server.url)
     lead = (await look(one)).lead
     assert lead
-    await one.link.ask("SET", flight_key(KEY), b"R" + lead.encode() + b"garbage")
+    await one.link.ask("DEL", flight_key(KEY))
+    await one.link.ask("SET", handed_key(KEY), lead.encode() + b"garbage")
     assert await look(other, follows=lead) == Found()
     assert other.cache.stats()["corrupt"] == 1
 
@@ -629,7 +631,7 @@ async def uses_everything(one: Process, other: Process, monkeypatch: pytest.Monk
     assert handed
     one.cache.hand_over(a_key("handed"), fresh(one), handed)
     await one.written()
-    assert (await look(other, a_key("handed"), follows=handed)).was_awaited
+    assert (await look(other, a_key("handed"), follows=handed)).entry
     with monkeypatch.context() as shorter:
         shorter.setattr("router.cache.redis.LEASE_S", 1.0)
         assert (await look(one, a_key("long"))).lead
@@ -648,3 +650,41 @@ async def uses_everything(one: Process, other: Process, monkeypatch: pytest.Monk
     await eventually(is_put_back)
     assert (await one.cache.stats_everywhere()).stored == 0
     assert await one.link.run(TRIM, [PURGES], [1000]) == 1
+
+
+async def test_a_purge_deletes_what_is_dated_ahead_of_redis(redis_server: RedisServer, join: Join):
+    """After a failover to a host whose clock is behind nobody could tell its age; later it would look fresh again."""
+    one = await join(redis_server.url)
+    ahead = replace(fresh(one), asked_at_ns=one.cache.now_ns() + 3 * SECOND_NS)
+    data = EntryCodec(SECRET).encode(KEY, ahead)
+    assert data
+    await one.link.ask("SET", entry_key(KEY), data)
+    report = await one.cache.purge()
+    assert report.deleted == 1
+    assert await one.link.ask("EXISTS", entry_key(KEY)) == 0
+
+
+async def test_a_purge_that_redis_lost_at_once_is_not_called_done(
+    redis_server: RedisServer, join: Join, monkeypatch: pytest.MonkeyPatch
+):
+    """Whoever purges knows it from the first moment: it is put back, and only then acknowledged."""
+    one, two = await join(redis_server.url), await join(redis_server.url)
+    one.cache.put(KEY, fresh(one))
+    await one.written()
+    assert await shared(two) is not None
+    link, ask = two.cache._fleet._link, two.cache._fleet._link.ask
+    lost = []
+
+    async def forgetful(*command: Any, **options: Any) -> Any:
+        reply = await ask(*command, **options)
+        if command[:2] == ("HSET", PURGES) and not lost:
+            lost.append(await ask("DEL", PURGES))  # acknowledged, and gone with the master
+        return reply
+
+    monkeypatch.setattr(link, "ask", forgetful)
+    report = await two.cache.purge()
+    assert lost == [1]
+    assert (report.told, report.unheard, report.problem) == (2, (), "")
+    assert one.cache.near(KEY) is None
+    assert two.cache.near(KEY) is None
+    assert await one.link.ask("HLEN", PURGES) == 1

@@ -224,3 +224,12 @@ def test_bytes_are_bounded_and_add_up(steps: list[tuple[str, int, int, int, int]
     for name in "abcdef":
         assert cache.near(name) is None
     assert cache.stats()["bytes"] == cache.stats()["entries"] == 0
+
+
+def test_an_answer_asked_for_earlier_does_not_take_the_place_of_a_fresher_one():
+    """A refresh stays, though a call that began before it ends after it."""
+    cache, _ = a_cache()
+    fresh = replace(an_entry(b"fresh"), asked_at_ns=NOW_NS + 2)
+    cache.put("k", fresh)
+    cache.put("k", replace(an_entry(b"late"), asked_at_ns=NOW_NS + 1))
+    assert cache.near("k") is fresh

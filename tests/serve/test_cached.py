@@ -243,3 +243,57 @@ async def test_a_count_is_never_cached():
         for _ in range(2):
             await s.messages(target="/v1/messages/count_tokens")
         assert len(s.upstream.requests) == 2
+
+
+async def test_the_trace_says_why_the_cache_was_not_asked_or_did_not_keep():
+    """`cache_reason` stands beside `cache`, for each of the ways a request can go by (section 9)."""
+    async with stage(
+        answers(http(message()), http(message(stop="max_tokens")), error("500 X", "api_error")), policy=CACHED
+    ) as s:
+        await s.messages()
+        await s.messages()
+        await s.messages(text="cut off")
+        await s.messages(text="fails")
+        await s.messages((b"x-router-cache", b"no-store"))
+        await s.messages(container="c")
+        said = [(row["cache"], row["cache_reason"]) for row in await s.traces()]
+        assert said[:4] == [("miss", ""), ("hit", ""), ("miss", "stop-reason"), ("miss", "failed")]
+        assert said[4:] == [("bypass", "no-store"), ("bypass", "state")]
+
+
+@pytest.mark.parametrize("name", ["file_id", "url"])
+async def test_a_reference_spelled_with_escapes_is_one_all_the_same(name):
+    """What is behind it may change, however its name is written."""
+    source = {"type": "file" if name == "file_id" else "url", name: "x"}
+    body = request_body(messages=[{"role": "user", "content": [{"type": "document", "source": source}]}])
+    escaped = body.replace(f'"{name}"'.encode(), f'"{name[:-1]}\\u00{ord(name[-1]):02x}"'.encode())
+    assert escaped != body
+    async with stage(policy=always("cache: {ttl: 1h}", route="as-asked")) as s:
+        assert [(await s.post(each)).header("x-router-cache") for each in (body, escaped, escaped)] == ["bypass"] * 3
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+async def test_a_bug_in_keeping_an_answer_takes_it_from_nobody(monkeypatch, caplog, is_streaming):
+    """A cache fails open; the operator hears of it, without the words of the exception, and it is counted."""
+    pieces = events("a", "b")
+    async with stage(streams(*pieces) if is_streaming else answers(http(message())), policy=CACHED) as s:
+        monkeypatch.setattr(s.app.stores.cache, "put", lambda *_: 1 / 0)
+        reply = await s.messages(stream=is_streaming)
+        assert (reply.status, reply.body) == (200, b"".join(pieces) if is_streaming else message())
+        assert reply.is_whole
+        row = await s.trace()
+        assert (row["cache_reason"], row["is_stored"], row["outcome"]) == ("refused", False, "ok")
+        assert s.app.pipeline.stats()["unkept"] == 1
+    assert "unforeseen ZeroDivisionError" in caplog.text
+    assert "division by" not in caplog.text
+
+
+async def test_a_hit_without_usage_is_worth_nobody_knows_what():
+    """As the miss was: unknown, never 0."""
+    body = http(b'{"id":"m","type":"message","model":"claude-haiku-5-5","content":[],"stop_reason":"end_turn"}')
+    async with stage(answers(body), policy=CACHED) as s:
+        await s.messages()
+        await s.messages()
+        rows = await s.traces()
+        assert [row["cache"] for row in rows] == ["miss", "hit"]
+        assert [(row["baseline_usd"], row["saved_usd"]) for row in rows] == [(None, None)] * 2

@@ -270,8 +270,42 @@ async def test_a_fallbacks_answer_is_for_its_leader_alone():
         following = asyncio.gather(*(s.messages(model="claude-opus-5-5") for _ in range(10)))
         await under_way(s, 11)
         await call.answer(error("529 O", "overloaded_error"))
-        await (await up.call(2)).answer(http(message("from sonnet")))
-        await (await up.call(3)).answer(http(message("from haiku", model="claude-haiku-5-5")))
-        assert (await leading).json()["content"][0]["text"] == "from sonnet"
+        later = [await up.call(2), await up.call(3)]  # at once: nobody waits for the fallback's answer
+        later.sort(key=lambda call: b"claude-haiku" in call.request.body)
+        await later[1].answer(http(message("from haiku", model="claude-haiku-5-5")))
         assert {reply.json()["content"][0]["text"] for reply in await following} == {"from haiku"}
+        assert not leading.done()
+        await later[0].answer(http(message("from sonnet")))
+        assert (await leading).json()["content"][0]["text"] == "from sonnet"
         assert up.asked == 3
+
+
+async def test_who_waited_too_long_for_another_asks_for_itself(monkeypatch):
+    """A rule's `timeout` bounds the waiting for somebody else's call; and after a second in vain nobody joins again."""
+    monkeypatch.setattr("router.serve.cached._JOINS_AGAIN_S", 0.0)
+    async with driven(always("cache: {ttl: 1h}\ntimeout: 5s", route="as-asked")) as (s, up):
+        leading = asyncio.ensure_future(s.messages())
+        call = await up.call()
+        following = asyncio.gather(*(s.messages() for _ in range(3)))
+        await under_way(s, 4)
+        await call.answer(error("500 X", "api_error"))
+        assert (await leading).status == 500
+        for number in (2, 3, 4):
+            await (await up.call(number)).answer(http(message()))
+        assert {reply.status for reply in await following} == {200}
+
+
+async def test_a_request_joins_no_call_that_is_being_given_up():
+    """Its leader left; of those who come then one leads and the others join it."""
+    async with driven(CACHED) as (s, up):
+        leader = await begin(s)
+        await up.call()
+        await under_way(s, 1)
+        [flight] = s.app.pipeline._cached._flights.values()
+        flight.watch.is_gone = True  # as in the moment between the leaving and the end
+        asking = asyncio.gather(*(s.messages() for _ in range(20)))
+        await (await up.call(2)).answer(http(message()))
+        assert {reply.status for reply in await asking} == {200}
+        assert up.asked == 2
+        flight.watch.is_gone = False
+        await leader.close()
