@@ -36,11 +36,13 @@ async def liar(reply: bytes) -> AsyncIterator[str]:
         server.close()
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [b"$-1\r\n", b":7\r\n", b"+OK\r\n", b"$0\r\n\r\n", b"*0\r\n", b"*1\r\n$1\r\nx\r\n", b"*2\r\n:1\r\n:2\r\n",
-     b"*-1\r\n", b"*2\r\n$5\r\nentry\r\n$7\r\ngarbage\r\n", b"*2\r\n$6\r\nleader\r\n:1\r\n", b"-ERR what\r\n", b"*1\r\n*0\r\n"],
+REPLIES = (
+    b"$-1\r\n", b":7\r\n", b"+OK\r\n", b"$0\r\n\r\n", b"*0\r\n", b"*-1\r\n", b"*1\r\n$1\r\nx\r\n", b"*2\r\n:1\r\n:2\r\n",
+    b"*2\r\n$5\r\nentry\r\n$7\r\ngarbage\r\n", b"*2\r\n$6\r\nleader\r\n:1\r\n", b"-ERR what\r\n", b"*1\r\n*0\r\n",
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("reply", REPLIES)
 async def test_whatever_it_says_a_client_gets_its_answer(reply):
     """200 each time, from the upstream; the router starts, says so in its counts, and stops with all its traces."""
     async with liar(reply) as url:
