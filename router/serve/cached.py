@@ -25,7 +25,7 @@ from router.seams import CacheBackend, CacheEntry
 from router.serve.ask import Asker
 from router.serve.attempts import sleep
 from router.serve.conversation import remember
-from router.serve.exchange import Exchange
+from router.serve.exchange import Exchange, Stopwatch
 from router.serve.flight import Flight, Landed
 from router.serve.headers import RawHeaders
 from router.serve.ledger import book
@@ -144,7 +144,8 @@ class CachedLine:
         self._begun += 1
         listener = flight.listen(exchange, is_leader=True)
         exchange.flight = flight
-        carried = self._carry(flight, replace(exchange, watch=flight.watch, flight=None), plan, key, is_shared)
+        carrying = replace(exchange, watch=flight.watch, clock=exchange.clock.beside(), flight=None)
+        carried = self._carry(flight, carrying, exchange.clock, plan, key, is_shared)
         task = asyncio.get_running_loop().create_task(carried)
         self._carrying[task] = flight
         task.add_done_callback(self._carrying.pop)
@@ -164,8 +165,14 @@ class CachedLine:
             if not is_listening:
                 flight.leave(listener)
 
-    async def _carry(self, flight: Flight, exchange: Exchange, plan: Plan, key: str, is_shared: bool) -> None:
-        """The task of a flight: `exchange` is that of its leader, with the watch of the flight."""
+    async def _carry(
+        self, flight: Flight, exchange: Exchange, leader: Stopwatch, plan: Plan, key: str, is_shared: bool
+    ) -> None:
+        """The task of a flight: `exchange` is that of its leader, with the watch and a stopwatch of the flight.
+
+        The leader waits all the while; what the call itself did not wait is not waiting, but the router's own time.
+        """
+        began_s = exchange.clock.now_s()
         failure: BaseException | None = None
         is_complete = False
         try:
@@ -189,7 +196,7 @@ class CachedLine:
                 body = answered.body
             else:
                 flight.land(Landed(answered=answered))
-                is_complete = await self._pump(flight, answered, key)
+                is_complete = await self._pump(flight, answered, key, exchange.clock)
                 body = flight.whole(is_complete=is_complete)
                 if is_complete and body is None and not flight.is_private:
                     exchange.trace.cache_reason = "too-large"
@@ -207,6 +214,8 @@ class CachedLine:
             failure = InternalError("the router failed; the operator's log has the trace id")
         finally:
             self._close_to_others(key, flight)
+            clock = exchange.clock
+            leader.waited_s -= max(0.0, clock.now_s() - began_s - clock.waited_s)
             flight.end(is_complete=is_complete, failure=failure)
 
     async def _look_up(
@@ -240,7 +249,7 @@ class CachedLine:
             return None, found.lead
         return Landed(entry=found.entry, cache="coalesced" if leaders else "hit"), None
 
-    async def _pump(self, flight: Flight, answered: Answered, key: str) -> bool:
+    async def _pump(self, flight: Flight, answered: Answered, key: str, clock: Stopwatch) -> bool:
         """Feed the flight with all that the relay brings; whether it came to its end."""
         relay = answered.relay
         assert relay is not None
@@ -251,7 +260,9 @@ class CachedLine:
                 flight.feed(chunk)
                 if not flight.is_open:
                     self._close_to_others(key, flight)
+                    waits_s = clock.now_s()
                     await flight.room()
+                    clock.waited_s += clock.now_s() - waits_s
         finally:
             relay.abort()
             if answered.after_last_byte is not None:

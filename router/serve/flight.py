@@ -70,7 +70,7 @@ class Flight:
         return not self.is_over and not self.watch.is_gone and not self._is_overfull()
 
     def listen(self, exchange: Exchange, *, is_leader: bool = False) -> Listener:
-        """Another listener, from the beginning; the leader's waiting is booked by the call itself."""
+        """Another listener, from the beginning."""
         listener = Listener(self, exchange, is_leader=is_leader)
         self._listeners.add(listener)
         return listener
@@ -296,5 +296,4 @@ class Listener:
             if not watch.is_stopping:
                 watch.during(None)
             self._waiting = None
-            if not self._is_leader:
-                clock.waited_s += clock.now_s() - started_s
+            clock.waited_s += clock.now_s() - started_s

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -309,3 +311,19 @@ async def test_a_request_joins_no_call_that_is_being_given_up():
         assert up.asked == 2
         flight.watch.is_gone = False
         await leader.close()
+
+
+async def test_the_routers_own_part_of_a_stream_is_neither_nothing_nor_the_wait():
+    """The leader's overhead is what the call did not spend waiting; a follower's what it did itself."""
+    passed_s = 0.0
+    async with driven(CACHED) as (s, up):
+        s.app.api._services = replace(s.app.api._services, monotonic=lambda: time.perf_counter() + passed_s)
+        asking = asyncio.gather(*(s.messages(stream=True) for _ in range(2)))
+        call = await up.call()
+        await under_way(s, 2)
+        passed_s = 100.0  # the upstream takes its time: this is the wait that must not count
+        await call.end(*PIECES)
+        await asking
+        for row in await all_traces(s, 2):
+            assert row["duration_s"] > 100
+            assert 0 < row["overhead_s"] < 50
