@@ -37,9 +37,19 @@ async def liar(reply: bytes) -> AsyncIterator[str]:
 
 
 REPLIES = (
-    b"$-1\r\n", b":7\r\n", b"+OK\r\n", b"$0\r\n\r\n", b"*0\r\n", b"*-1\r\n", b"*1\r\n$1\r\nx\r\n",
-    b"*2\r\n:1\r\n:2\r\n", b"*2\r\n$5\r\nentry\r\n$7\r\ngarbage\r\n", b"*2\r\n$6\r\nleader\r\n:1\r\n", b"-ERR what\r\n", b"*1\r\n*0\r\n",
-)  # fmt: skip
+    b"$-1\r\n",
+    b":7\r\n",
+    b"+OK\r\n",
+    b"$0\r\n\r\n",
+    b"*0\r\n",
+    b"*-1\r\n",
+    b"*1\r\n$1\r\nx\r\n",
+    b"*2\r\n:1\r\n:2\r\n",
+    b"*2\r\n$5\r\nentry\r\n$7\r\ngarbage\r\n",
+    b"*2\r\n$6\r\nleader\r\n:1\r\n",
+    b"-ERR what\r\n",
+    b"*1\r\n*0\r\n",
+)
 
 
 @pytest.mark.parametrize("reply", REPLIES)
