@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from router.catalog.lookup import Catalog
-from router.trace.record import Attempt, Trace
+from router.catalog.prompt_cache import prompt_cache_effect
+from router.trace.record import Attempt, Trace, held
 
 # Attempts that reached a model, as far as we know: answered, or ended early by somebody's clock, wire or patience.
 _WORKED_ON = ("ok", "timeout", "broken", "cut", "client_closed")
@@ -17,22 +18,31 @@ def book(trace: Trace, catalog: Catalog, *, is_hit: bool = False) -> None:
     refused it, and is unknown if it may have worked on it. The baseline is the answer's usage at the price of the model
     asked for; `auto` and `lane:NAME` ask for whatever model they lead to. A cache hit costs nothing: what it saves is
     the baseline of what it replays. Work that other endpoints start (a batch) is not metered: its cost is unknown.
+    What the provider's prompt cache did is inside the cost already and said beside it. Booking again from the same
+    usage changes nothing but what other prices change. A sum over the bound of `held`, from counts that only a hostile
+    upstream reports, is unknown here already: else the metrics would say another sum than the store.
     """
     trace.price_version = catalog.price_version
     cost: int | None = 0
+    effect: tuple[int, int] | None = (0, 0)
     for attempt in trace.attempts:
         if attempt.usage is None:
             if _may_be_billed(trace, attempt):
                 cost = None
             continue
-        attempt.cost_pusd = catalog.cost(attempt.usage, _billed(trace, attempt, catalog))
+        billed = _billed(trace, attempt, catalog)
+        attempt.cost_pusd = held(catalog.cost(attempt.usage, billed))
         cost = None if cost is None or attempt.cost_pusd is None else cost + attempt.cost_pusd
-    trace.cost_pusd = 0 if is_hit else cost
-    trace.baseline_pusd = None
+        own = prompt_cache_effect(attempt.usage, billed, catalog)
+        effect = None if effect is None or own is None else (effect[0] + own[0], effect[1] + own[1])
+    trace.cost_pusd = 0 if is_hit else held(cost)
+    read_saved, write_extra = (None, None) if effect is None else effect
+    trace.prompt_read_saved_pusd, trace.prompt_write_extra_pusd = held(read_saved), held(write_extra)
+    trace.baseline_pusd = trace.saved_pusd = None
     if trace.usage is not None:
         is_virtual = trace.model_asked == "auto" or trace.model_asked.startswith("lane:")
         asked = trace.model_sent if is_virtual else trace.model_asked
-        trace.baseline_pusd = catalog.baseline(trace.usage, asked, trace.model_sent)
+        trace.baseline_pusd = held(catalog.baseline(trace.usage, asked, trace.model_sent))
     elif trace.cost_pusd == 0 and not is_hit:
         trace.baseline_pusd = 0  # nothing was billed and nothing would have been
     if trace.cost_pusd is not None and trace.baseline_pusd is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from router.errors import BadFilter
 from router.trace.export import day_number, started_at
-from router.trace.record import OUTCOMES, TraceQuery
+from router.trace.record import BYPASSES, OUTCOMES, UNSTORED, TraceQuery
 
 CACHES = ("hit", "miss", "bypass", "coalesced")
 MAX_LIMIT = 1_000
@@ -21,6 +21,10 @@ _MOMENT = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.\d{1,9})?)?(?:Z|(?P<east>[+-]\d\d:?\d\d))?)?", re.ASCII
 )
 _DAY_NS = 86_400 * 10**9
+_TEXTS = (
+    *("trace_id", "request_id", "conversation", "session", "policy", "rule", "lane", "model", "task"),
+    *("tenant", "key", "endpoint"),
+)
 _MAX_NS = 2**63 - 1
 
 
@@ -69,19 +73,21 @@ def write_mark(mark: tuple[int, str]) -> str:
 def read_query(params: Mapping[str, str], now_ns: int, *, default_limit: int = 50) -> TraceQuery:
     """The query that `params` ask for; an empty value means any. Raises BadFilter naming the filter and what it takes.
 
-    Names: since, until, trace_id, request_id, policy, rule, lane, model, task, tenant, key, cache, outcome, endpoint,
-    min_cost_usd, before, limit.
+    Names: since, until, trace_id, request_id, conversation, session, policy, rule, lane, model, task, tenant, key,
+    cache, cache_reason, outcome, endpoint, min_cost_usd, before, limit. `conversation` and `session` are the hashes of
+    the record.
     """
     readers: dict[str, tuple[str, Callable[[str], Any]]] = {
         "since": ("since_ns", lambda text: read_since(text, now_ns)),
         "until": ("until_ns", lambda text: read_since(text, now_ns, name="until")),
         "cache": ("cache", lambda text: _one_of("cache", text, CACHES)),
+        "cache_reason": ("cache_reason", lambda text: _one_of("cache_reason", text, (*BYPASSES, *UNSTORED))),
         "outcome": ("outcome", lambda text: _one_of("outcome", text, OUTCOMES)),
         "min_cost_usd": ("min_cost_pusd", _pico_dollars),
         "before": ("before", read_mark),
         "limit": ("limit", _limit),
     }
-    for name in ("trace_id", "request_id", "policy", "rule", "lane", "model", "task", "tenant", "key", "endpoint"):
+    for name in _TEXTS:
         readers[name] = (name, _text)
     fields: dict[str, Any] = {}
     for name, text in params.items():

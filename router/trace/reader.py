@@ -1,43 +1,27 @@
-"""The trace store's reading half: the file opened read-only, each question with a time limit.
-
-A connection is opened for each question (a tenth of a millisecond), so that a reader may be used from any thread,
-survives a store that is replaced, and never holds back the writer's checkpoints.
-"""
+"""The trace store's reading half: the file opened read-only, each question with a time limit (`question`)."""
 
 from __future__ import annotations
 
-import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from router.errors import BadFilter, TraceStoreError
-from router.trace.export import usd
-from router.trace.money import COST_APART_SQL, KNOWN_SQL, METERED_SQL
+from router.trace.overview import overview
+from router.trace.question import question
 from router.trace.record import TraceQuery
 from router.trace.rows import trace_json
 from router.trace.schema import COLUMNS
+from router.trace.summary import GROUPS, check_group, projection, summary
+
+__all__ = ["GROUPS", "MAX_LIMIT", "SqliteTraceReader"]
 
 MAX_LIMIT = 1_000
 Row = dict[str, Any]
 Rows = list[Row]
 MarkedRows = list[tuple[int, Row]]  # (in the class below, `list` is the method)
-# What a report may be grouped by, and the expression that names the group.
-GROUPS = {
-    "rule": "rule",
-    "model": "model_sent",
-    "task": "coalesce(task, '')",
-    "key": "CASE WHEN key <> '' THEN key ELSE tenant END",
-    "day": "strftime('%Y-%m-%d', started_at_ns / 1000000000, 'unixepoch')",
-    "policy": "policy",
-    "lane": "lane",
-}
 _SELECT = f"SELECT {','.join(COLUMNS)} FROM traces"  # noqa: S608 - constants of the house
 _SELECT_SEQ = f"SELECT seq,{','.join(COLUMNS)} FROM traces"  # noqa: S608 - constants of the house
-_STEPS = 2_000  # virtual machine steps between two looks at the clock, about 0.1 ms
 _EQUALS = (
     ("trace_id", "trace_id"),
     ("request_id", "request_id"),
@@ -49,33 +33,11 @@ _EQUALS = (
     ("tenant", "tenant"),
     ("key", "key"),
     ("cache", "cache"),
+    ("cache_reason", "cache_reason"),
+    ("conversation", "conversation"),
+    ("session", "session"),
     ("outcome", "outcome"),
     ("endpoint", "endpoint"),
-)
-
-
-def _exact_sum(column: str, where: str) -> str:
-    """Two sums that together are exact: SUM over whole pico-dollars would overflow 64 bits at nine million dollars."""
-    halves = (f"CASE WHEN {where} THEN {column} {half} 1000000 END" for half in "/%")
-    return ", ".join(f"coalesce(SUM({half}), 0)" for half in halves)
-
-
-_FIGURES = ", ".join(
-    (
-        "COUNT(*)",
-        "coalesce(SUM(outcome <> 'ok'), 0)",
-        "coalesce(SUM(input_tokens), 0)",
-        "coalesce(SUM(cache_read_tokens), 0)",
-        "coalesce(SUM(cache_write_5m_tokens + cache_write_1h_tokens), 0)",
-        "coalesce(SUM(output_tokens), 0)",
-        _exact_sum("cost_pusd", KNOWN_SQL),
-        _exact_sum("baseline_pusd", KNOWN_SQL),
-        _exact_sum("cost_pusd", COST_APART_SQL),
-        f"coalesce(SUM(NOT ({KNOWN_SQL})), 0)",
-        "coalesce(SUM(cache = 'hit'), 0)",
-        "coalesce(SUM(cache = 'coalesced'), 0)",
-        "coalesce(SUM(cache = 'miss'), 0)",
-    )
 )
 
 
@@ -108,7 +70,7 @@ class SqliteTraceReader:
 
         Where one id names several traces, the newest. None when there is none, or when a beginning is not unique.
         """
-        with self._question() as ask:
+        with question(self._path, self._time_limit_s) as ask:
             for column in ("trace_id", "request_id"):
                 found = ask(f"{_SELECT} WHERE {column} = ? ORDER BY started_at_ns DESC LIMIT 1", (some_id,))
                 if found:
@@ -126,7 +88,7 @@ class SqliteTraceReader:
 
         Marks count arrivals, not starts: a long request is seen when it ends. `after` None only asks for the mark.
         """
-        with self._question() as ask:
+        with question(self._path, self._time_limit_s) as ask:
             newest = int(ask("SELECT coalesce(max(seq), 0) FROM traces", ())[0][0])
             if after is None or after >= newest:
                 return newest if after is None or after > newest else after, []
@@ -139,81 +101,64 @@ class SqliteTraceReader:
             mark = int(rows[-1][0]) if len(rows) == limit else newest
             return mark, [(int(row[0]), trace_json(row[1:])) for row in rows]
 
-    def report(self, by: str, since_ns: int | None) -> Rows:
-        """Requests, tokens, money, cache and latency per group, dearest first (days in their order).
+    def summary(self, by: str, since_ns: int | None, until_ns: int | None = None) -> Row:
+        """A report: `rows` of requests, tokens, money, cache and latency per group, dearest first (days in their
+        order), their `totals`, a `projection` of the month and what `switches` of model cost.
 
-        Each row names its group under `by` (rule, model, task, key, day, policy or lane). Sums are exact, and saved is
-        baseline less cost in every row: requests whose cost or baseline is unknown are in none of the three but counted
-        in `unknown_cost`, with what is known of their cost in `cost_without_baseline_usd`. `hit_rate` is hits and
-        coalesced answers over look-ups, None where nothing was looked up. Raises BadFilter for another `by`.
+        Each row names its group under `by` (rule, model, task, key, day, policy, lane or conversation). Sums are exact,
+        and saved is baseline less cost in every row: requests whose cost or baseline is unknown are in none of the
+        three but counted in `unknown_cost`, with what is known of their cost in `cost_without_baseline_usd`. `hit_rate`
+        is hits and coalesced answers over look-ups, None where nothing was looked up. `source` is `rows` or `rollups`:
+        then quantiles are estimates (`is_estimate`) and `since` is the whole step in which it begins. `switches` is
+        None then. `is_complete` is False where requests are in no sum: of roll-ups, while very many are not rolled up
+        yet (then `projection` is None too); by conversation, where rows since then were deleted. Raises BadFilter for
+        another `by`.
         """
-        if by not in GROUPS:
-            raise BadFilter(f"`by` is `{by:.64}`, expected one of {', '.join(f'`{name}`' for name in GROUPS)}")
-        group = GROUPS[by]
-        where, since = f"{METERED_SQL} AND started_at_ns >= ?", (since_ns or 0,)
-        with self._question() as ask:
-            figures = ask(f"SELECT {group}, {_FIGURES} FROM traces WHERE {where} GROUP BY 1", since)  # noqa: S608 - `group` is out of GROUPS
-            ttft = {row[0]: row[1:] for row in ask(_quantiles(group, "ttft_s", where), since)}
-            duration = {row[0]: row[1:] for row in ask(_quantiles(group, "duration_s", where), since)}
-        rows = [{by: row[0], **_figures(row[1:], ttft.get(row[0]), duration.get(row[0]))} for row in figures]
-        rows.sort(key=lambda row: row[by] if by == "day" else (-_spent(row), -row["requests"], row[by]))
+        check_group(by)
+        with question(self._path, self._time_limit_s) as ask:
+            found = summary(ask, by, since_ns, until_ns)
+            return {**found, "projection": projection(ask, time.time_ns())}
+
+    def report(self, by: str, since_ns: int | None) -> Rows:
+        """The `rows` of `summary`."""
+        check_group(by)
+        with question(self._path, self._time_limit_s) as ask:
+            rows: Rows = summary(ask, by, since_ns, None)["rows"]
         return rows
 
     def totals(self, since_ns: int | None) -> Row:
-        """One row of `report` over everything since `since_ns` (None: since the beginning)."""
-        where, since = f"{METERED_SQL} AND started_at_ns >= ?", (since_ns or 0,)
-        with self._question() as ask:
-            figures = ask(f"SELECT {_FIGURES} FROM traces WHERE {where}", since)[0]  # noqa: S608 - constants of the house
-            ttft = ask(_quantiles("0", "ttft_s", where), since)
-            duration = ask(_quantiles("0", "duration_s", where), since)
-        return _figures(figures, ttft[0][1:] if ttft else None, duration[0][1:] if duration else None)
+        """The `totals` of `summary`: one row over everything since `since_ns` (None: since the beginning)."""
+        with question(self._path, self._time_limit_s) as ask:
+            totals: Row = summary(ask, "lane", since_ns, None)["totals"]
+        return totals
+
+    def overview(
+        self,
+        since_ns: int,
+        until_ns: int,
+        *,
+        by: str | None = None,
+        step_s: int | None = None,
+        filters: Mapping[str, str] | None = None,
+    ) -> Row:
+        """Time series out of the roll-ups: `times` (Unix seconds) and, for each group of `by`, `points` and `totals`.
+
+        `by` is one of `rollup.DIMS`, None for one series of all. `step_s` None chooses one that gives at most 200
+        points; the span is widened to whole steps. `filters` are exact values of `rollup.DIMS`. At most 8 series,
+        dearest first, and one of the rest (`is_rest`). Quantiles are estimates. `is_complete` is False while roll-ups
+        are still being made of older rows. Raises BadFilter, also for a `step_s` below an hour where minutes are
+        deleted.
+        """
+        with question(self._path, self._time_limit_s) as ask:
+            return overview(ask, since_ns, until_ns, by=by, step_s=step_s, filters=filters or {})
 
     def _page(self, query: TraceQuery) -> Sequence[Any]:
         where, values = _where(query)
-        with self._question() as ask:
+        with question(self._path, self._time_limit_s) as ask:
             return ask(
                 f"{_SELECT} WHERE {where} ORDER BY started_at_ns DESC, trace_id DESC LIMIT ?",
                 (*values, max(1, min(query.limit, MAX_LIMIT))),
             )
-
-    @contextmanager
-    def _question(self) -> Iterator[Callable[[str, Sequence[Any]], Sequence[Any]]]:
-        """A function from SQL and values to rows, on a connection that cannot write and gives up in time."""
-        deadline = time.monotonic() + self._time_limit_s
-        if not self._path.exists():
-            raise TraceStoreError(
-                f"there is no trace store at `{self._path}`",
-                hint="start `router serve`, or name the store with `--traces sqlite:///FILE`",
-            )
-        connection = None
-        try:
-            connection = sqlite3.connect(
-                f"file:{quote(str(self._path))}?mode=ro", uri=True, timeout=1.0, isolation_level=None
-            )
-            connection.execute("PRAGMA query_only=1")
-            connection.set_progress_handler(lambda: int(time.monotonic() > deadline), _STEPS)
-
-            def ask(sql: str, values: Sequence[Any]) -> Sequence[Any]:
-                return connection.execute(sql, values).fetchall()
-
-            yield ask
-        except sqlite3.Error as error:
-            raise self._translated(error) from error
-        finally:
-            if connection is not None:
-                connection.close()
-
-    def _translated(self, error: sqlite3.Error) -> TraceStoreError:
-        if str(error) == "interrupted":
-            return TraceStoreError(
-                f"the question took longer than {self._time_limit_s:g} s",
-                hint="ask for a shorter time with `since`, or for fewer things at once",
-                retryable=True,
-            )
-        return TraceStoreError(
-            f"the trace store `{self._path}` cannot be read: {error}",
-            hint="a broken store is set aside when the router next writes to it",
-        )
 
 
 def _where(query: TraceQuery) -> tuple[str, tuple[Any, ...]]:
@@ -237,45 +182,3 @@ def _where(query: TraceQuery) -> tuple[str, tuple[Any, ...]]:
         clauses.append("(started_at_ns, trace_id) < (?, ?)")
         values.extend(query.before)
     return " AND ".join(clauses), tuple(values)
-
-
-def _quantiles(group: str, column: str, where: str) -> str:
-    """SQL for the nearest-rank p50 and p95 of `column` in each group; rows without a value do not count."""
-    return (
-        "SELECT g, MIN(CASE WHEN n * 2 >= c THEN v END), MIN(CASE WHEN n * 100 >= c * 95 THEN v END) FROM ("  # noqa: S608 - constants of the house
-        f"SELECT {group} AS g, {column} AS v, ROW_NUMBER() OVER (PARTITION BY {group} ORDER BY {column}) AS n,"
-        f" COUNT(*) OVER (PARTITION BY {group}) AS c FROM traces WHERE {where} AND {column} IS NOT NULL) GROUP BY g"
-    )
-
-
-def _spent(row: Row) -> Any:
-    return row["cost_usd"] + row["cost_without_baseline_usd"]
-
-
-def _figures(cells: Sequence[Any], ttft: Sequence[Any] | None, duration: Sequence[Any] | None) -> Row:
-    requests, not_ok, input_, read, write, output, *money, unknown, hits, coalesced, misses = cells
-    cost, baseline, cost_apart = (money[at] * 1_000_000 + money[at + 1] for at in (0, 2, 4))
-    saved = baseline - cost
-    looked_up = hits + coalesced + misses
-    return {
-        "requests": requests,
-        "not_ok": not_ok,
-        "input_tokens": input_,
-        "cache_read_input_tokens": read,
-        "cache_write_input_tokens": write,
-        "output_tokens": output,
-        "cost_usd": usd(cost),
-        "baseline_usd": usd(baseline),
-        "saved_usd": usd(saved),
-        "saved_share": round(saved / baseline, 4) if baseline else None,
-        "unknown_cost": unknown,
-        "cost_without_baseline_usd": usd(cost_apart),
-        "cache_hits": hits,
-        "cache_coalesced": coalesced,
-        "cache_misses": misses,
-        "hit_rate": round((hits + coalesced) / looked_up, 4) if looked_up else None,
-        "ttft_p50_s": None if ttft is None else ttft[0],
-        "ttft_p95_s": None if ttft is None else ttft[1],
-        "duration_p50_s": None if duration is None else duration[0],
-        "duration_p95_s": None if duration is None else duration[1],
-    }

@@ -39,6 +39,8 @@ BYPASSES = ("off", "rule", "no-store", "temperature", "state", "reference", "ser
 # another reason than being done, was larger than the rule keeps, or the cache did not take it.
 UNSTORED = ("failed", "fallback", "stop-reason", "too-large", "refused")
 
+MOST_PUSD = 2**63 - 1  # about nine million dollars; what a column of the trace store holds
+
 
 @dataclass(slots=True)
 class Attempt:
@@ -64,6 +66,9 @@ class Trace:
 
     trace_id: str  # 32 hex digits, also a valid W3C trace id
     started_at_ns: int
+    span_id: str = ""  # 16 hex digits: the request's own W3C span; "": the second half of the trace id
+    parent_span_id: str = ""  # the caller's span, where its trace is continued
+    caller: tuple[str, str] | None = None  # trace and span of the caller, where its trace is only linked
     endpoint: str = ""  # messages | count_tokens | batches | models | passthrough
     method: str = ""
     path: str = ""  # without the query
@@ -72,6 +77,7 @@ class Trace:
     key: str = ""  # the name of the router's own key, where there is one
     client: str = ""  # the family of the user agent: python-sdk, ts-sdk, claude-code, other
     conversation: str | None = None  # a hash: tenant, system, tools, first user turn
+    session: str | None = None  # a hash: tenant and the session that the client names
     is_streaming: bool = False
 
     policy: str = ""
@@ -98,6 +104,10 @@ class Trace:
     cost_pusd: int | None = None
     baseline_pusd: int | None = None
     saved_pusd: int | None = None
+    # The provider's prompt cache, at the models that were billed: what reading it saved over plain input, and what
+    # writing it cost more. Both are inside `cost_pusd` already.
+    prompt_read_saved_pusd: int | None = None
+    prompt_write_extra_pusd: int | None = None
 
     ttft_s: float | None = None
     duration_s: float = 0.0
@@ -126,8 +136,16 @@ class TraceQuery:
     tenant: str | None = None
     key: str | None = None
     cache: str | None = None
+    cache_reason: str | None = None
+    conversation: str | None = None  # the hash, and so is `session`
+    session: str | None = None
     outcome: str | None = None
     endpoint: str | None = None
     min_cost_pusd: int | None = None
     before: tuple[int, str] | None = None  # keyset page: (started_at_ns, trace_id) of the last row seen
     limit: int = 50
+
+
+def held(pusd: int | None) -> int | None:
+    """Pico-dollars of one request; a sum that no column can hold exactly is unknown, and not another sum."""
+    return pusd if pusd is not None and -MOST_PUSD <= pusd <= MOST_PUSD else None

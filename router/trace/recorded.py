@@ -25,9 +25,11 @@ from router.usage import Iteration, Tokens, Usage
 
 PAGE = 5_000
 _KEPT_OUT = "` kept out: "  # in a sentence of `why`: "lane `NAME` kept out: REASON; REASON"
+# One that left before the answer it waited for was there has no usage, and was no hit.
+_IS_HIT = "attempts IS NULL AND (cache = 'hit' OR (cache = 'coalesced' AND input_tokens IS NOT NULL))"
 _COLUMNS = (
     *("started_at_ns", "trace_id", "seq", "coalesce(conversation, '')", "policy", "model_asked", "model_sent"),
-    *("coalesce(model_answered, '')", "cache", "outcome = 'ok' AND status < 400", "cost_pusd", "baseline_pusd"),
+    *("coalesce(model_answered, '')", _IS_HIT, "outcome = 'ok' AND status < 400", "cost_pusd", "baseline_pusd"),
     *("input_tokens", "cache_read_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens", "output_tokens"),
     *("labels", "coalesce(instr(why, '\"the client asked for '), 0)", "usage", "facts", "revision", "rule", "lane"),
     f"CASE WHEN instr(why, '{_KEPT_OUT}') THEN why END",
@@ -55,6 +57,20 @@ def scan(
     """
     with _reading(path) as connection:
         yield from _pages(connection, since_ns, policy, part)
+
+
+def find(path: Path, trace_id: str, request_id: str | None) -> tuple[Recorded, dict[str, Any] | None] | None:
+    """One recorded request, of any endpoint, and what its trace says of its conversation. Raises TraceStoreError.
+
+    Where both ids are those of several requests, the newest.
+    """
+    with _reading(path) as connection:
+        rows = connection.execute(
+            f"SELECT affinity,{','.join(_COLUMNS)} FROM traces WHERE trace_id = ? AND request_id IS ?"  # noqa: S608 - constants of the house
+            " ORDER BY started_at_ns DESC LIMIT 1",
+            (trace_id, request_id),
+        ).fetchall()
+    return (_Reader().recorded(rows[0][1:]), _object(rows[0][0])) if rows else None
 
 
 @contextmanager
@@ -110,7 +126,7 @@ class _Reader:
 
     def recorded(self, row: tuple[Any, ...]) -> Recorded:
         (
-            started_at_ns, _, _, conversation, policy, model_asked, model_sent, model_answered, cache, is_ok, cost,
+            started_at_ns, _, _, conversation, policy, model_asked, model_sent, model_answered, is_hit, is_ok, cost,
             baseline, input_, read, five_minutes, one_hour, output, labels, asked_at, usage_json, facts, *served, why,
         ) = row  # fmt: skip
         known = self._labels.get(labels)
@@ -121,10 +137,9 @@ class _Reader:
         usage = None
         if input_ is not None:
             usage = self._usage(Tokens(input_, read, five_minutes, one_hour, output), usage_json)
-        is_hit = cache == "hit" or (cache == "coalesced" and cost == 0)
         return _recorded(
             (
-                started_at_ns / 1e9, conversation, policy, model_asked, model_sent, model_answered, is_hit,
+                started_at_ns / 1e9, conversation, policy, model_asked, model_sent, model_answered, bool(is_hit),
                 bool(is_ok) and (usage is not None or is_hit), asked_at > 0, cost, baseline, usage, *known,
                 _object(facts), *served, _NONE if why is None else _kept_out(why),
             )

@@ -22,7 +22,7 @@ from router.trace.export import (
     usage_json,
     usd,
 )
-from router.trace.record import Trace
+from router.trace.record import Trace, held
 
 MAX_TEXT = 2_000
 MAX_ITEMS = 500
@@ -65,9 +65,9 @@ def row_of(trace: Trace, *, is_thin: bool = False) -> tuple[Cell, ...]:
         _text(trace.cache),
         int(trace.is_stored),
         _text(trace.price_version),
-        _money(trace.cost_pusd),
-        _money(trace.baseline_pusd),
-        _money(trace.saved_pusd),
+        held(trace.cost_pusd),
+        held(trace.baseline_pusd),
+        held(trace.saved_pusd),
         None if tokens is None else _integer(tokens.input),
         None if tokens is None else _integer(tokens.cache_read),
         None if tokens is None else _integer(tokens.cache_write_5m),
@@ -91,6 +91,9 @@ def row_of(trace: Trace, *, is_thin: bool = False) -> tuple[Cell, ...]:
         None if is_thin or trace.facts is None else _json(trace.facts),
         None if is_thin or trace.affinity is None else _json(trace.affinity),
         _text(trace.cache_reason),
+        _optional(trace.session),
+        held(trace.prompt_read_saved_pusd),
+        held(trace.prompt_write_extra_pusd),
     )
 
 
@@ -101,7 +104,7 @@ def trace_json(cells: Sequence[Any]) -> dict[str, Any]:
         policy, revision, rule, task, model_asked, model_sent, model_answered, lane, cache, is_stored, price_version,
         cost_pusd, baseline_pusd, saved_pusd, _1, _2, _3, _4, _5, ttft_s, duration_s,
         overhead_s, status, stop_reason, outcome, error_type, error_code, labels, tags, edits, why, usage, spans,
-        attempts, facts, affinity, cache_reason,
+        attempts, facts, affinity, cache_reason, session, read_saved, write_extra,
     ) = cells  # fmt: skip
     return {
         "trace_id": trace_id,
@@ -114,6 +117,7 @@ def trace_json(cells: Sequence[Any]) -> dict[str, Any]:
         "key": key,
         "client": client,
         "conversation": conversation,
+        "session": session,
         "is_streaming": bool(is_streaming),
         "policy": policy,
         "revision": revision,
@@ -137,6 +141,8 @@ def trace_json(cells: Sequence[Any]) -> dict[str, Any]:
         "cost_usd": usd(cost_pusd),
         "baseline_usd": usd(baseline_pusd),
         "saved_usd": usd(saved_pusd),
+        "prompt_cache_read_saved_usd": usd(read_saved),
+        "prompt_cache_write_extra_usd": usd(write_extra),
         "price_version": price_version,
         "ttft_s": time_s(ttft_s),
         "duration_s": time_s(duration_s),
@@ -164,11 +170,6 @@ def _optional(value: str | None) -> str | None:
 def _integer(value: int) -> int:
     """A count that fits a SQLite integer; only a hostile upstream reports more."""
     return value if -_INT64 <= value <= _INT64 else _INT64
-
-
-def _money(pusd: int | None) -> int | None:
-    """Pico-dollars; a sum that no column can hold exactly is stored as unknown, not as another sum."""
-    return pusd if pusd is not None and -_INT64 <= pusd <= _INT64 else None
 
 
 def _texts(values: Sequence[str]) -> str | None:

@@ -59,6 +59,20 @@ COLUMNS = (
     "facts",
     "affinity",
     "cache_reason",
+    "session",
+    "prompt_read_saved_pusd",
+    "prompt_write_extra_pusd",
+)
+
+# The sums of a roll-up as migration 5 makes them; frozen with it (`rollup.SUMS` is what the program adds up).
+ROLLUP_SUMS_5 = (
+    *("requests", "not_ok", "input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens"),
+    *("unknown", "hits", "coalesced", "misses"),
+    *("cost_uusd", "cost_rest_pusd", "baseline_uusd", "baseline_rest_pusd", "apart_uusd", "apart_rest_pusd"),
+    *("cache_saved_uusd", "cache_saved_rest_pusd", "read_saved_uusd", "read_saved_rest_pusd"),
+    *("write_extra_uusd", "write_extra_rest_pusd"),
+    *(f"ttft_{at}" for at in range(20)),
+    *(f"took_{at}" for at in range(20)),
 )
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -120,6 +134,52 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     ("ALTER TABLE traces ADD COLUMN affinity TEXT",),
     ("ALTER TABLE traces ADD COLUMN cache_reason TEXT",),
+    (
+        "ALTER TABLE traces ADD COLUMN session TEXT",
+        "CREATE INDEX traces_by_session ON traces (session, started_at_ns) WHERE session IS NOT NULL",
+        "CREATE INDEX traces_by_conversation ON traces (conversation, started_at_ns) WHERE conversation IS NOT NULL",
+    ),
+    (
+        "ALTER TABLE traces ADD COLUMN prompt_read_saved_pusd INTEGER",
+        "ALTER TABLE traces ADD COLUMN prompt_write_extra_pusd INTEGER",
+        # All that a filter asks of: a scan for something rare reads this and not the wide rows.
+        "CREATE INDEX traces_to_filter ON traces (started_at_ns, trace_id, endpoint, outcome, cache, cache_reason,"
+        " rule, model_sent, task, lane, policy, key, tenant, cost_pusd)",
+        "DROP INDEX traces_by_start",  # the new one begins with its columns
+        """
+        CREATE TABLE rollup_groups (
+            id INTEGER PRIMARY KEY,
+            model TEXT NOT NULL,
+            rule TEXT NOT NULL,
+            task TEXT NOT NULL,
+            tenant TEXT NOT NULL,
+            key TEXT NOT NULL,
+            policy TEXT NOT NULL,
+            lane TEXT NOT NULL,
+            outcome TEXT NOT NULL,
+            UNIQUE (model, rule, task, tenant, key, policy, lane, outcome)
+        )
+        """,
+        f"""
+        CREATE TABLE rollups (
+            step_s INTEGER NOT NULL,            -- one of rollup.STEPS_S
+            start_s INTEGER NOT NULL,           -- Unix seconds, a multiple of step_s
+            group_id INTEGER NOT NULL,
+            {",".join(f"{name} INTEGER NOT NULL" for name in ROLLUP_SUMS_5)},
+            PRIMARY KEY (step_s, start_s, group_id)
+        ) WITHOUT ROWID
+        """,
+        "CREATE TABLE rollup_state (seq INTEGER NOT NULL)",  # the last arrival that is rolled up
+        "INSERT INTO rollup_state VALUES (0)",
+    ),
+    (
+        # The newest that was ever deleted: a start in Unix seconds of each step; of rows (step 0) in nanoseconds.
+        "CREATE TABLE deleted (step_s INTEGER PRIMARY KEY, newest INTEGER NOT NULL)",
+        # What went before this was kept is not known: then all that is older than what is there.
+        "INSERT INTO deleted SELECT step_s, min(start_s) - 1 FROM rollups GROUP BY step_s",
+        "INSERT INTO deleted SELECT 0, started_at_ns - 1 FROM traces WHERE EXISTS (SELECT 1 FROM rollups)"
+        " ORDER BY started_at_ns LIMIT 1",
+    ),
 )
 
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,11 +24,13 @@ from router.trace.reader import SqliteTraceReader
 from router.trace.record import Trace
 from router.trace.rows import Cell, row_of
 from router.trace.schema import COLUMNS, migrate
+from router.trace.upkeep import KEEP_ALL, Retention, Upkeep
 
 __all__ = ["SqliteTraceReader", "SqliteTraceSink", "open_sink", "path_of"]
 
 CLOSE_S = 5.0  # the longest that `close` may take (F79)
 _LOCK_WAIT_S = 1.0  # how long one statement waits for another writer
+_UPKEEP_PAUSE_S = 0.02  # between two slices, so that readers and inserts of other processes get their turn
 _RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # pauses between tries while the file takes nothing
 _ROW = f"({','.join('?' * len(COLUMNS))})"
 _INSERT = f"INSERT INTO traces ({','.join(COLUMNS)}) VALUES {_ROW}"  # noqa: S608 - both parts are constants of the house
@@ -52,19 +55,19 @@ def path_of(url: str) -> Path | None:
     return Path(name)
 
 
-def open_sink(url: str) -> SqliteTraceSink | None:
+def open_sink(url: str, retention: Retention = KEEP_ALL) -> SqliteTraceSink | None:
     """The sink of a `traces` setting; None for `off`. Raises SettingsError for an unknown form of URL."""
     path = path_of(url)
-    return None if path is None else SqliteTraceSink(path)
+    return None if path is None else SqliteTraceSink(path, retention=retention)
 
 
 class SqliteTraceSink:
     """A `seams.TraceSink` over one SQLite file in WAL mode, which it creates where it is missing.
 
     `queue_max` bounds the traces waiting in memory, `batch` the rows per transaction, `flush_interval_s` how long a
-    trace may wait while the file is healthy, `close_s` how long `close` may take. `now_ns` is Unix time, used to name
-    what is set aside. The file is opened by the writer thread, so a sink can always be made; what is wrong with the
-    file shows in `stats()` and in the log.
+    trace may wait while the file is healthy, `close_s` how long `close` may take. `retention` says what is deleted.
+    `now_ns` is Unix time, used to name what is set aside and to tell what is old. The file is opened by the writer
+    thread, so a sink can always be made; what is wrong with the file shows in `stats()` and in the log.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class SqliteTraceSink:
         batch: int = 200,
         flush_interval_s: float = 0.1,
         close_s: float = CLOSE_S,
+        retention: Retention = KEEP_ALL,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._path = Path(path)
@@ -85,14 +89,21 @@ class SqliteTraceSink:
         self._now_ns = now_ns
         self._queue: deque[Trace | threading.Event] = deque()
         self._pending: list[tuple[Cell, ...]] = []  # rows that are not yet in the file; the writer's own
+        self._in_hand = 0  # 1 while a trace is neither in the queue nor a row yet
         self._connection: sqlite3.Connection | None = None
+        self._upkeep = Upkeep(retention, now_ns)
         self._inode: tuple[int, int] | None = None
         self._failures = 0  # in a row
         self._wake = threading.Event()
         self._is_closed = False
         self._close_by = 0.0
+        self._is_given_up = False  # `close` waits no longer: no new step is begun
+        self._is_left = False  # `close` has counted what was left as dropped
+        self._stepping: sqlite3.Connection | None = None  # what `close` interrupts; open, being opened, or closed
         self._count_lock = threading.Lock()
-        self._counts = {"stored": 0, "dropped": 0, "thinned": 0, "failed": 0, "set_aside": 0, "write_errors": 0}
+        self._counts = dict.fromkeys(
+            ("stored", "dropped", "thinned", "failed", "set_aside", "write_errors", "pruned"), 0
+        )
         self._thread = threading.Thread(target=self._run, name="router-traces", daemon=True)
         self._thread.start()
 
@@ -106,25 +117,56 @@ class SqliteTraceSink:
 
     def stats(self) -> Mapping[str, int]:
         """What became of the traces: `queued`, `stored`, `thinned` (stored without their explanation), `dropped` (no
-        room, or closed with the file not taking them), `failed` (could not be stored as a row); `set_aside` files and
-        `write_errors` (tries that the file refused)."""
+        room, or closed with the file not taking them), `failed` (could not be stored as a row), `pruned` (deleted by
+        age or size); `set_aside` files and `write_errors` (tries that the file refused)."""
         with self._count_lock:
-            return {"queued": len(self._queue) + len(self._pending), **self._counts}
+            return {"queued": 0 if self._is_left else len(self._queue) + len(self._pending), **self._counts}
 
     def flush(self, timeout_s: float = CLOSE_S) -> bool:
         """Wait until all that was written before this call is in the file; False when that takes over `timeout_s`."""
-        done = threading.Event()
-        self._queue.append(done)
+        try:
+            last = self._queue[-1]
+        except IndexError:
+            last = None
+        # A mark with nothing behind it is shared: while the file refuses, they must not fill the queue.
+        done = last if isinstance(last, threading.Event) else threading.Event()
+        if done is not last:
+            self._queue.append(done)
         self._wake.set()
         return done.wait(timeout_s)
 
     def close(self) -> None:
-        """Store what is queued and let go of the file, within `close_s` seconds; what the file refuses is dropped."""
-        if not self._is_closed:
-            self._is_closed = True
-            self._close_by = time.monotonic() + max(0.0, self._close_s - _LOCK_WAIT_S - 0.5)
-            self._wake.set()
-        self._thread.join(self._close_s)
+        """Store what is queued and let go of the file, within `close_s` seconds; what the file refuses is dropped.
+
+        A step that takes longer than that is interrupted, and what it leaves is dropped too, counted and logged.
+        """
+        if self._is_closed:
+            self._thread.join(self._close_s)
+            return
+        self._is_closed = True
+        self._close_by = time.monotonic() + max(0.0, self._close_s - _LOCK_WAIT_S - 0.5)
+        self._wake.set()
+        self._thread.join(self._close_s * 0.9)
+        if self._thread.is_alive():
+            self._is_given_up = True
+            connection = self._stepping
+            if connection is not None:
+                with suppress(sqlite3.Error):  # just closed
+                    connection.interrupt()
+            self._thread.join(self._close_s * 0.1)
+            if self._thread.is_alive():
+                self._leave()
+
+    def _leave(self) -> None:
+        """The writer does not come back from its step: say here what it will not."""
+        left = 0
+        with suppress(IndexError):
+            while True:
+                left += not isinstance(self._queue.popleft(), threading.Event)
+        left += len(self._pending) + self._in_hand
+        self._is_left = True
+        self._add("dropped", left)
+        _log.error("trace store: closed with %d traces left, as `%s` answers too slowly", left, self._path)
 
     # From here on: the writer thread.
 
@@ -134,18 +176,21 @@ class SqliteTraceSink:
             try:
                 pause_s = self._drain()
             except Exception as error:  # a sink: nothing may end the thread, and no trace is worth a request
-                self._add("failed", len(self._pending))
-                self._pending.clear()
                 _log.exception(
-                    "trace store: %s rows lost to an unforeseen %s", len(self._pending), type(error).__name__
+                    "trace store: %d rows lost to an unforeseen %s", len(self._pending), type(error).__name__
                 )
+                if not self._is_left:
+                    self._add("failed", len(self._pending))
+                self._pending.clear()
+                self._rolled_back()
                 pause_s = self._interval_s
-            if is_closing and (not (self._queue or self._pending) or time.monotonic() >= self._close_by):
+            is_over = time.monotonic() >= self._close_by
+            if self._is_given_up or (is_closing and (is_over or not (self._queue or self._pending))):
                 break
             self._wake.wait(min(pause_s, 0.1) if is_closing else pause_s)
             self._wake.clear()
         left = len(self._pending) + sum(not isinstance(item, threading.Event) for item in self._queue)
-        if left:
+        if left and not self._is_left:
             self._add("dropped", left)
             _log.error("trace store: closed with %d traces that `%s` did not take", left, self._path)
         self._pending.clear()
@@ -161,13 +206,31 @@ class SqliteTraceSink:
         while left > 0 or self._pending:
             taken, done = self._take(min(left, self._batch_max))
             left -= taken
+            if self._is_given_up:
+                return 0.0
             if self._pending and not self._store():
                 if done is not None:
                     self._queue.appendleft(done)
                 return self._refused_pause()
             if done is not None:
+                self._tended(is_asked=True)
                 done.set()
-        return self._interval_s
+        is_more = self._tended(is_asked=self._is_closed)
+        return min(self._interval_s, _UPKEEP_PAUSE_S) if is_more else self._interval_s
+
+    def _tended(self, *, is_asked: bool) -> bool:
+        """One slice of upkeep; whether there is more of it to do. `is_asked`: somebody waits to read the roll-ups."""
+        connection = self._connection
+        if connection is None:
+            return False
+        try:
+            is_more, deleted = self._upkeep.step(connection, is_asked=is_asked)
+        except sqlite3.Error as error:
+            self._rolled_back()
+            self._refused(error)
+            return False
+        self._add("pruned", deleted)
+        return is_more
 
     def _take(self, most: int) -> tuple[int, threading.Event | None]:
         """Encode up to `most` traces into the batch, stopping at its size or after a flush mark, which is returned."""
@@ -175,9 +238,13 @@ class SqliteTraceSink:
         for taken in range(most):
             if len(self._pending) >= self._batch_max:
                 return taken, None
-            item = self._queue.popleft()
+            try:
+                item = self._queue.popleft()
+            except IndexError:  # `close` has taken them
+                return most, None
             if isinstance(item, threading.Event):
                 return taken + 1, item
+            self._in_hand = 1
             try:
                 self._pending.append(row_of(item, is_thin=is_thin))
             except Exception as error:  # one odd record must not cost its neighbours their row
@@ -186,15 +253,20 @@ class SqliteTraceSink:
             else:
                 if is_thin:
                     self._add("thinned", 1)
+            self._in_hand = 0
         return most, None
 
     def _store(self) -> bool:
         """Write the batch in one transaction; False when the file did not take it and the batch must wait."""
         try:
             lost = self._insert(self._pending)
+            if self._inode != _inode(self._path) and self._is_open():  # it went into a file that was just removed
+                lost = self._insert(self._pending)
         except sqlite3.Error as error:
             self._refused(error)
             return False
+        if self._is_left:  # in the file all the same
+            self._add("dropped", -len(self._pending))
         self._add("stored", len(self._pending) - lost)
         self._add("failed", lost)
         self._pending.clear()
@@ -242,16 +314,27 @@ class SqliteTraceSink:
         connection = sqlite3.connect(
             self._path, timeout=_LOCK_WAIT_S, isolation_level=None, check_same_thread=True, cached_statements=16
         )
+        self._stepping = connection
         try:
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # only a new file takes it; others reuse their pages
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("PRAGMA journal_size_limit=67108864")
             migrate(connection, self._now_ns())
+            self._upkeep.opened(connection)
         except BaseException:
             connection.close()
             raise
         self._connection = connection
         self._inode = _inode(self._path)
+
+    def _rolled_back(self) -> None:
+        """No transaction stays open, nor a connection that cannot end one."""
+        try:
+            if self._connection is not None and self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._forget()
 
     def _forget(self) -> None:
         connection, self._connection, self._inode = self._connection, None, None

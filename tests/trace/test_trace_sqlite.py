@@ -7,23 +7,24 @@ import sqlite3
 import tempfile
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.traces import START_NS, a_trace
 from prometheus_client.parser import text_string_to_metric_families
 
 from router.errors import BadFilter, SettingsError, TraceStoreError
 from router.trace.export import as_json, encode_json, usd
 from router.trace.metrics import MetricsSink
-from router.trace.record import Attempt, Trace, TraceQuery
+from router.trace.record import Trace, TraceQuery
 from router.trace.schema import MIGRATIONS, migrate
 from router.trace.sqlite import SqliteTraceReader, SqliteTraceSink, open_sink, path_of
-from router.usage import Iteration, Tokens, Usage
+from router.usage import Tokens, Usage
 
-START_NS = 1_790_000_000_000_000_000
 HOSTILE = [
     "<script>alert(1)</script>",
     "'; DROP TABLE traces; --",
@@ -35,53 +36,6 @@ HOSTILE = [
     "%s%n{0}${jndi:ldap://x}",
     "x" * 1_000_000,
 ]
-
-
-def a_trace(number: int = 0, **fields: object) -> Trace:
-    usage = Usage(
-        Tokens(input=100 + number, cache_read=3, cache_write_5m=2, cache_write_1h=1, output=50),
-        thinking=5,
-        iterations=(Iteration("message", None, Tokens(input=1, output=2)),),
-        service_tier="standard",
-    )
-    trace = Trace(
-        trace_id=f"{(number + 1) * 0x9E3779B97F4A7C15 % 2**128:032x}",
-        started_at_ns=START_NS + number * 1_000_000,
-        endpoint="messages",
-        method="POST",
-        path="/v1/messages",
-        request_id=f"req_{number:06d}",
-        tenant="acme",
-        key="bot",
-        client="python-sdk",
-        conversation="c" * 16,
-        is_streaming=bool(number % 2),
-        policy="default",
-        revision="abc123",
-        rule="structured-work",
-        why=("rule `a`: no", "rule `b`: matched"),
-        tags=("blue",),
-        facts={"input_tokens": 106, "tool_names": [], "language": "en"},
-        labels={"task": "extraction", "difficulty": 0.25},
-        model_asked="claude-sonnet-5-5",
-        model_sent="claude-haiku-4-5",
-        model_answered="claude-haiku-4-5",
-        lane="haiku",
-        attempts=[Attempt("haiku", "claude-haiku-4-5", 0.001, "ok", 200, 0.2, 0.5, usage=usage, cost_pusd=123)],
-        cache="miss",
-        usage=usage,
-        price_version="2026-11",
-        cost_pusd=1_000_000_001,
-        baseline_pusd=3_000_000_000,
-        saved_pusd=1_999_999_999,
-        ttft_s=0.25,
-        duration_s=0.5,
-        overhead_s=0.0004,
-        spans=[("parsed", 0.0, 0.0001), ("decided", 0.0001, 0.0002)],
-        status=200,
-        stop_reason="end_turn",
-    )
-    return replace(trace, **fields)
 
 
 @pytest.fixture
@@ -436,7 +390,87 @@ def test_close_stores_what_waits_and_may_come_twice(path: Path) -> None:
     sink.write(a_trace(1))
     assert sink.stats() == {
         "queued": 0, "stored": 1_000, "dropped": 1, "thinned": 0, "failed": 0, "set_aside": 0, "write_errors": 0,
+        "pruned": 0,
     }  # fmt: skip
+
+
+SLOW_INSERTS = """
+CREATE TABLE many AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000) SELECT i FROM n;
+CREATE TRIGGER slow AFTER INSERT ON traces BEGIN SELECT count(*) FROM many a, many b, many c WHERE a.i + b.i = c.i; END;
+"""  # one insert takes minutes
+
+
+def test_a_step_that_takes_too_long_is_interrupted_and_what_it_leaves_is_counted(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F79: `close` keeps its time, and no trace is neither stored nor counted nor said."""
+    SqliteTraceSink(path).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(SLOW_INSERTS)
+    sink = SqliteTraceSink(path, batch=2, close_s=1.0, flush_interval_s=0.01)
+    for n in range(5):
+        sink.write(a_trace(n))
+    started = time.monotonic()
+    sink.close()
+    assert time.monotonic() - started < 3.0
+    assert (sink.stats()["queued"], sink.stats()["stored"], sink.stats()["dropped"]) == (0, 0, 5)
+    assert "closed with 5 traces" in caplog.text
+
+
+class Unmoved(dict[str, object]):
+    """Labels that keep the writer until they are let go."""
+
+    def __init__(self) -> None:
+        super().__init__(task="x")
+        self.is_reached, self.is_let_go = threading.Event(), threading.Event()
+
+    def get(self, name: str, default: object = None) -> object:  # type: ignore[override]
+        self.is_reached.set()
+        self.is_let_go.wait()
+        return super().get(name, default)
+
+
+def test_what_a_writer_that_does_not_come_back_leaves_is_counted_once(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By `close`, when it can wait no longer; not again when the writer comes back after all."""
+    labels = Unmoved()
+    sink = SqliteTraceSink(path, close_s=0.2, flush_interval_s=0.01)
+    assert sink.flush()
+    for n in range(5):
+        sink.write(a_trace(n, labels=labels if n == 1 else None))
+    assert labels.is_reached.wait(5)
+    sink.close()
+    assert (sink.stats()["queued"], sink.stats()["stored"], sink.stats()["dropped"]) == (0, 0, 5)
+    assert "closed with 5 traces" in caplog.text
+    labels.is_let_go.set()
+    sink.close()
+    sink._thread.join(5)
+    assert (sink.stats()["queued"], sink.stats()["stored"], sink.stats()["dropped"]) == (0, 0, 5)
+
+
+def test_what_an_unforeseen_error_costs_is_said_and_leaves_no_transaction(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of rows, not what is left of them; and the next batch is stored."""
+    sink = SqliteTraceSink(path, flush_interval_s=60)
+    assert sink.flush()
+
+    def broken(connection: sqlite3.Connection, **_: object) -> tuple[bool, int]:
+        connection.execute("BEGIN IMMEDIATE")
+        sink._pending.append(())
+        raise ValueError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sink._upkeep, "step", broken)
+        assert not sink.flush(0.5)
+    assert "1 rows lost to an unforeseen ValueError" in caplog.text
+    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+        other.executescript("BEGIN IMMEDIATE; ROLLBACK")
+    sink.write(a_trace(1))
+    assert sink.flush()
+    sink.close()
+    assert (sink.stats()["stored"], sink.stats()["failed"]) == (1, 1)
 
 
 def test_several_threads_may_write(sink: SqliteTraceSink, path: Path) -> None:

@@ -1,0 +1,63 @@
+"""One question to the trace store: a connection that cannot write, and gives up in time.
+
+A connection is opened for each question (a tenth of a millisecond), so that a reader may be used from any thread,
+survives a store that is replaced, and never holds back the writer's checkpoints.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from router.errors import TraceStoreError
+
+Ask = Callable[[str, Sequence[Any]], Sequence[Any]]
+_STEPS = 2_000  # virtual machine steps between two looks at the clock, about 0.1 ms
+
+
+@contextmanager
+def question(path: Path, time_limit_s: float) -> Iterator[Ask]:
+    """A function from SQL and values to rows. Raises TraceStoreError: missing, unreadable, or over `time_limit_s`."""
+    deadline = time.monotonic() + time_limit_s
+    if not path.exists():
+        raise TraceStoreError(
+            f"there is no trace store at `{path}`",
+            hint="start `router serve`, or name the store with `--traces sqlite:///FILE`",
+        )
+    connection = None
+    try:
+        connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=1.0, isolation_level=None)
+        connection.execute("PRAGMA query_only=1")
+        connection.execute("BEGIN")  # one state of the file, however many statements: rows and roll-ups are added up
+        connection.set_progress_handler(lambda: int(time.monotonic() > deadline), _STEPS)
+
+        def ask(sql: str, values: Sequence[Any]) -> Sequence[Any]:
+            if time.monotonic() > deadline:  # what is made of the rows between two looks takes time as well
+                raise sqlite3.OperationalError("interrupted")
+            return connection.execute(sql, values).fetchall()
+
+        yield ask
+    except sqlite3.Error as error:
+        raise _translated(path, time_limit_s, error) from error
+    finally:
+        if connection is not None:
+            connection.close()
+
+
+def _translated(path: Path, time_limit_s: float, error: sqlite3.Error) -> TraceStoreError:
+    if str(error) == "interrupted":
+        return TraceStoreError(
+            f"the question took longer than {time_limit_s:g} s",
+            hint="ask for a shorter time with `since`, or for fewer things at once",
+            retryable=True,
+        )
+    return TraceStoreError(
+        f"the trace store `{path}` cannot be read: {error}",
+        hint="a broken store is set aside when the router next writes to it; one of an older version is brought up to"
+        " date when the router starts",
+    )
