@@ -8,62 +8,35 @@ take a lock per number. Money is added up in pico-dollars and becomes dollars wh
 from __future__ import annotations
 
 import threading
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from math import isinf
-from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from router.trace.genai_metrics import GenAiMetrics
 from router.trace.money import METERED_ENDPOINT, Money
 from router.trace.record import BYPASSES, UNSTORED, Trace
+from router.trace.semconv import RELEASED, SECONDS, Names
+from router.trace.series import OTHER, SERIES_MAX, Histogram, counter, tally
+from router.trace.spans import Origin
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-# Source: OpenTelemetry GenAI conventions, buckets of `gen_ai.client.operation.duration`.
-SECONDS = tuple(0.01 * 2**k for k in range(14))
 # The router's own part is a thousandth of the whole: the same shape, a hundred times finer.
 OVERHEAD_SECONDS = tuple(0.0001 * 2**k for k in range(14))
 _BATCH = 64
 _QUEUE_MAX = 10_000
-_SERIES_MAX = 500  # per family: a client chooses model names, and must not choose how much memory they take
-_OTHER = "other"
 _REASONS = frozenset({"", *BYPASSES, *UNSTORED})
 _REPLAYS = frozenset({"hit", "coalesced"})
+
+NOWHERE = Origin("", "", 0)
 
 Gauge = Callable[[], float | Mapping[str, float]]
 Distribution = Callable[[], tuple[Mapping[float, int], float]]
 """How many measurements fell below each bound (and not below the one before), and the sum of all, both in seconds."""
-
-
-class _Histogram:
-    """Counts per bucket and a sum, for each set of label values."""
-
-    __slots__ = ("_bounds", "series")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self.series: dict[tuple[str, ...], tuple[list[int], list[float]]] = {}
-
-    def add(self, labels: tuple[str, ...], value: float) -> None:
-        found = self.series.get(labels)
-        if found is None:
-            found = self.series[labels] = ([0] * (len(self._bounds) + 1), [0.0])
-        found[0][bisect_left(self._bounds, value)] += 1
-        found[1][0] += value
-
-    def family(self, name: str, text: str, labels: tuple[str, ...]) -> HistogramMetricFamily:
-        family = HistogramMetricFamily(name, text, labels=labels)
-        for values, (counts, total) in self.series.items():
-            running, buckets = 0, []
-            for bound, count in zip((*map(str, self._bounds), "+Inf"), counts, strict=True):
-                running += count
-                buckets.append((bound, running))
-            family.add_metric(values, buckets, total[0])
-        return family
 
 
 class MetricsSink(Collector):
@@ -72,7 +45,7 @@ class MetricsSink(Collector):
     `gauges` are read whenever the metrics are rendered: a number becomes `router_NAME`, a mapping one series for each
     `stat` in it; one that raises is left out and counted in `router_gauge_errors`. `distributions` are read likewise,
     and become histograms `router_NAME_seconds`. `revision` names the policy set in force, shown as
-    `router_policy_info{revision="…"} 1`.
+    `router_policy_info{revision="…"} 1`. `names` are those of the `gen_ai` metrics, `origin` their server.
     """
 
     def __init__(
@@ -81,6 +54,8 @@ class MetricsSink(Collector):
         gauges: Mapping[str, Gauge] | None = None,
         distributions: Mapping[str, Distribution] | None = None,
         revision: Callable[[], str] | None = None,
+        names: Names = RELEASED,
+        origin: Origin = NOWHERE,
     ) -> None:
         self._gauges = dict(gauges or {})
         self._distributions = dict(distributions or {})
@@ -95,9 +70,10 @@ class MetricsSink(Collector):
         self._attempts: dict[tuple[str, ...], int] = {}
         self._cache: dict[tuple[str, ...], int] = {}
         self._cache_saved_pusd: dict[str, int] = {}  # by model
-        self._duration = _Histogram(SECONDS)
-        self._ttft = _Histogram(SECONDS)
-        self._overhead = _Histogram(OVERHEAD_SECONDS)
+        self._duration = Histogram(SECONDS)
+        self._ttft = Histogram(SECONDS)
+        self._overhead = Histogram(OVERHEAD_SECONDS)
+        self._genai = GenAiMetrics(names, origin)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -129,7 +105,7 @@ class MetricsSink(Collector):
         """The families, for the registry."""
         with self._lock:
             self._add_all()
-            families = [*self._counted(), *self._timed()]
+            families = [*self._counted(), *self._timed(), *self._genai.families()]
         yield from families
         yield from self._asked()
 
@@ -143,7 +119,7 @@ class MetricsSink(Collector):
 
     def _add(self, trace: Trace) -> None:
         model = self._model(trace.model_sent)
-        _count(self._requests, (trace.endpoint, trace.outcome, trace.lane, model, trace.cache), 1)
+        tally(self._requests, (trace.endpoint, trace.outcome, trace.lane, model, trace.cache), 1)
         usage = trace.usage
         if usage is not None:
             tokens = usage.tokens
@@ -155,14 +131,15 @@ class MetricsSink(Collector):
                 ("output", tokens.output),
             ):
                 if count:
-                    _count(self._tokens, (model, kind), count)
+                    tally(self._tokens, (model, kind), count)
         money = self._money.get(model)
         if money is None:
             money = self._money[model] = Money()
         money.add(trace)
         self._add_cache(trace, model)
+        self._genai.add(trace, model)
         for attempt in trace.attempts:
-            _count(self._attempts, (attempt.lane, attempt.outcome), 1)
+            tally(self._attempts, (attempt.lane, attempt.outcome), 1)
         lane = (trace.lane,)
         self._duration.add(lane, trace.duration_s)
         self._overhead.add((), trace.overhead_s)
@@ -173,23 +150,23 @@ class MetricsSink(Collector):
         """What the cache did for a request; one that was refused before it came to the cache has no reason."""
         if trace.endpoint != METERED_ENDPOINT or (trace.cache == "bypass" and not trace.cache_reason):
             return
-        _count(self._cache, (trace.cache, trace.cache_reason if trace.cache_reason in _REASONS else _OTHER), 1)
+        tally(self._cache, (trace.cache, trace.cache_reason if trace.cache_reason in _REASONS else OTHER), 1)
         if trace.cache in _REPLAYS and trace.saved_pusd is not None:
             self._cache_saved_pusd[model] = self._cache_saved_pusd.get(model, 0) + trace.saved_pusd
 
     def _model(self, name: str) -> str:
         """The model as a label; once there are too many of them, new ones share a name."""
         name = name[:100]
-        return name if name in self._money or len(self._money) < _SERIES_MAX else _OTHER
+        return name if name in self._money or len(self._money) < SERIES_MAX else OTHER
 
     def _counted(self) -> Iterator[Metric]:
-        yield _counter(
+        yield counter(
             "router_requests",
             "Finished requests.",
             ("endpoint", "outcome", "lane", "model", "cache"),
             self._requests,
         )
-        yield _counter("router_tokens", "Tokens as the upstream reported them.", ("model", "kind"), self._tokens)
+        yield counter("router_tokens", "Tokens as the upstream reported them.", ("model", "kind"), self._tokens)
         models = self._money.items()
         for name, text, amount in (
             (
@@ -205,16 +182,16 @@ class MetricsSink(Collector):
             ),
         ):
             sums: dict[tuple[str, ...], float] = {(model,): getattr(money, amount) / 1e12 for model, money in models}
-            yield _counter(name, text, ("model",), sums)
+            yield counter(name, text, ("model",), sums)
         saved = GaugeMetricFamily("router_saved_usd", "Baseline less cost, in dollars; may fall.", labels=("model",))
         for model, money in models:
             saved.add_metric((model,), money.saved_pusd / 1e12)
         yield saved
         unknown: dict[tuple[str, ...], int] = {(model,): money.unknown for model, money in models}
         text = "Metered requests whose cost or baseline is unknown."
-        yield _counter("router_unknown_cost_requests", text, ("model",), unknown)
-        yield _counter("router_attempts", "Requests to lanes, by how they ended.", ("lane", "outcome"), self._attempts)
-        yield _counter(
+        yield counter("router_unknown_cost_requests", text, ("model",), unknown)
+        yield counter("router_attempts", "Requests to lanes, by how they ended.", ("lane", "outcome"), self._attempts)
+        yield counter(
             "router_cache_requests",
             "What the cache did, and why it was not asked or the answer not kept.",
             ("result", "reason"),
@@ -268,21 +245,3 @@ class MetricsSink(Collector):
             info.add_metric((self._revision(),), 1)
             yield info
         yield CounterMetricFamily("router_gauge_errors", "Gauges that could not be read.", value=self._gauge_errors)
-
-
-def _count(series: dict[tuple[str, ...], int], labels: tuple[str, ...], amount: int) -> None:
-    found = series.get(labels)
-    if found is not None:
-        series[labels] = found + amount
-    elif len(series) < 4 * _SERIES_MAX:
-        series[labels] = amount
-    else:
-        rest = (_OTHER,) * len(labels)
-        series[rest] = series.get(rest, 0) + amount
-
-
-def _counter(name: str, text: str, labels: tuple[str, ...], series: Mapping[tuple[str, ...], Any]) -> Metric:
-    family = CounterMetricFamily(name, text, labels=labels)
-    for values, amount in series.items():
-        family.add_metric(values, amount)
-    return family
