@@ -25,6 +25,11 @@ def conversation_key(
     return hashed([tenant, "text", system, *tool_names, "first", _first_turn(body)])
 
 
+def session_key(tenant: str, session: str) -> str:
+    """32 hex digits of the session that a client names, all its sub-agents included; within one tenant."""
+    return hashed([tenant, "whole session", session])
+
+
 def first_turn_key(body: Mapping[str, Any]) -> str:
     """32 hex digits of the first user turn: it tells the conversations of one session apart."""
     return hashed([_first_turn(body)])

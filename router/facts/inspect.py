@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, fields
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from router.facts.identity import SESSION_HEADER, conversation_key, first_turn_key
+from router.facts.identity import SESSION_HEADER, conversation_key, first_turn_key, session_key
 from router.facts.language import code_share, language_of, last_user_text
-from router.facts.vocabulary import FACTS, HEADER_PREFIX, LABEL_FACTS, SECRET_HEADERS
+from router.facts.vocabulary import FACTS, HEADER_PREFIX, LABEL_FACTS, MASKED, SECRET_HEADERS, may_hold_secret
 
 if TYPE_CHECKING:
     from router.catalog.lookup import Catalog
@@ -122,6 +122,12 @@ class Facts:
         """What tells the conversations of one session apart; None where the client names no session."""
         return first_turn_key(self._body) if self.headers.get(SESSION_HEADER) else None
 
+    @property
+    def session_key(self) -> str | None:
+        """What the trace calls the client's session; None where the client names none."""
+        session = self.headers.get(SESSION_HEADER)
+        return session_key(self.tenant, session) if session else None
+
     def get(self, name: str) -> Any:
         """The value of a fact by name; None when it is absent, unknown, or a label."""
         if name.startswith(HEADER_PREFIX):
@@ -173,6 +179,10 @@ class Facts:
         for name in headers:
             if name not in SECRET_HEADERS:
                 value = self.headers.get(name)
+                if value and name == SESSION_HEADER:
+                    value = recorded_user(value)  # nobody who reads traces is to meet the id of a session
+                elif value and may_hold_secret(name):
+                    value = MASKED
                 record[HEADER_PREFIX + name] = None if value is None else value[:RECORDED_CHARS]
         return record
 

@@ -17,6 +17,8 @@ LABEL_FACTS = ("task", "difficulty", "confidence", "p_hard")
 HEADER_PREFIX = "header."
 # Never readable by a rule: they hold credentials.
 SECRET_HEADERS = ("authorization", "proxy-authorization", "x-api-key", "cookie")
+MASKED = "(set)"  # what a trace has in the place of a value that may be a credential
+_SECRET_WORDS = ("key", "token", "secret", "auth", "cookie", "session", "passw", "credential", "signature")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,11 @@ _SPECS = (
 
 FACTS: Mapping[str, FactSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
 """Every fact but the `header.NAME` family, in the order in which `router policy facts` prints them."""
+
+
+def may_hold_secret(header: str) -> bool:
+    """Whether the value of a header is never recorded, by the words in its name (lower case); a rule may read it."""
+    return any(word in header for word in _SECRET_WORDS)
 
 
 def fact_spec(name: str) -> FactSpec | None:
