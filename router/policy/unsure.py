@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from router.classify.label import Label
 from router.facts.inspect import RECORDED_CHARS, RECORDED_ITEMS, Facts
-from router.facts.vocabulary import HEADER_PREFIX, LABEL_FACTS, fact_spec
+from router.facts.vocabulary import HEADER_PREFIX, LABEL_FACTS, fact_spec, may_hold_secret
 from router.policy.compile import CompiledPolicy
 from router.policy.conditions import Clause
 from router.policy.decide import Decision, decide
@@ -52,6 +52,18 @@ class _Trait:
             self.known.clear()
         self.known[value] = truths
         return truths
+
+
+class RuleWeighed(NamedTuple):
+    """One rule against a record: `outcome` is `matched`, `failed`, `unknown` or `not reached`.
+
+    `says` is the sentence of the first clause that fails, or the name of what is missing; `line` is that of the rule.
+    """
+
+    name: str
+    line: int
+    outcome: str
+    says: str
 
 
 class RecordedPolicy:
@@ -108,6 +120,42 @@ class RecordedPolicy:
 
         `lacking` are the names of labels that are not known although there is a label.
         """
+        key = self._key(record, model_asked, label, lacking)
+        outcome = self._outcomes.get(key)
+        if outcome is None:
+            if len(self._outcomes) >= _MOST_OUTCOMES:
+                self._outcomes.clear()
+            outcome = self._outcomes[key] = self._weigh(key)
+        if not isinstance(outcome, CompiledPolicy):
+            return outcome
+        if not conversation:
+            return "conversation"  # the side of a split it falls on
+        self._conversation._conversation_key = conversation
+        return _decided(outcome, self._conversation)
+
+    def rules(
+        self, record: Mapping[str, Any], model_asked: str, label: Label | None, lacking: tuple[str, ...]
+    ) -> tuple[RuleWeighed, ...]:
+        """Every rule of the policy, in order, as `decide` weighs it. For people, not for millions."""
+        truths = self._truths(self._key(record, model_asked, label, lacking))
+        weighed: list[RuleWeighed] = []
+        is_over = False
+        for rule in self._policy.rules:
+            outcome, says = "not reached", ""
+            if not is_over:
+                truth = _all(rule.clauses, truths)
+                outcome = "failed" if truth is False else "unknown" if isinstance(truth, str) else "matched"
+                says = truth if isinstance(truth, str) else ""
+                if truth is False:
+                    says = next(clause.fails for clause in rule.clauses if _holds(clause, truths) is False)
+                is_over = truth is not False
+            weighed.append(RuleWeighed(rule.name, rule.line, outcome, says))
+        return tuple(weighed)
+
+    def _key(
+        self, record: Mapping[str, Any], model_asked: str, label: Label | None, lacking: tuple[str, ...]
+    ) -> tuple[_Truths, ...]:
+        """What all comparisons of the policy say to a request."""
         try:
             said = self._said(record)
         except TypeError:  # an object or a list within a list, which no memo can hold and no fact is
@@ -123,18 +171,7 @@ class RecordedPolicy:
                 said += last[2]
         if self._of_model:
             said += [known.get(model_asked if name in record else _ABSENT) for name, known, _ in self._of_model]
-        key = self._learned(said, record, model_asked) if None in said else tuple(said)
-        outcome = self._outcomes.get(key)
-        if outcome is None:
-            if len(self._outcomes) >= _MOST_OUTCOMES:
-                self._outcomes.clear()
-            outcome = self._outcomes[key] = self._weigh(key)
-        if not isinstance(outcome, CompiledPolicy):
-            return outcome
-        if not conversation:
-            return "conversation"  # the side of a split it falls on
-        self._conversation._conversation_key = conversation
-        return _decided(outcome, self._conversation)
+        return self._learned(said, record, model_asked) if None in said else tuple(said)
 
     def _said(self, record: Mapping[str, Any]) -> list[Any]:
         """What the comparisons of facts are known to say to a record; None for a value not met before."""
@@ -169,12 +206,16 @@ class RecordedPolicy:
             key.append(truths)
         return tuple(key)
 
-    def _weigh(self, said: tuple[_Truths, ...]) -> Decision | CompiledPolicy | str:
-        truths = {
+    def _truths(self, said: tuple[_Truths, ...]) -> dict[int, _Truth]:
+        """The same by comparison."""
+        return {
             id(clause): truth
             for trait, of_trait in zip(self._traits, said, strict=True)
             for clause, truth in zip(trait.clauses, of_trait, strict=True)
         }
+
+    def _weigh(self, said: tuple[_Truths, ...]) -> Decision | CompiledPolicy | str:
+        truths = self._truths(said)
         for rule, alone in zip(self._policy.rules, self._alone, strict=True):
             truth = _all(rule.clauses, truths)
             if truth is False:
@@ -295,6 +336,8 @@ def _is_unknown(clause: Clause, value: Any) -> bool:
         return False
     if name == "user" or (value == "other" and name in ("thinking", "effort")):
         return clause.operator in _OF_WORDS
+    if name.startswith(HEADER_PREFIX) and value and may_hold_secret(name[len(HEADER_PREFIX) :]):
+        return True  # only that it was there is recorded, or a hash
     if name in _CUT or name.startswith(HEADER_PREFIX):
         return _is_cut(value)
     # A number too large for the trace store, which then holds a text that only looks like it.

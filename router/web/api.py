@@ -24,6 +24,8 @@ from router.serve.headers import Credential, RawHeaders, credential_of, first, r
 from router.serve.parts import Outgoing
 from router.serve.passthrough import Passthrough
 from router.serve.pipeline import Pipeline
+from router.trace.captured import Kept
+from router.trace.context import adopt
 from router.trace.record import Trace
 from router.web.disconnect import watch_for_disconnect
 
@@ -66,6 +68,7 @@ class ApiServices:
     monotonic: Callable[[], float]
     wall_clock_ns: Callable[[], int]
     report: Callable[[str, BaseException], None]  # an unforeseen exception, with the trace id
+    is_trace_continued: bool = False  # whether a caller's `traceparent` says which trace a request belongs to
 
 
 _NOBODY = Identity("", "", None, Credential(b"", b""))
@@ -95,6 +98,7 @@ class Api:
         trace.endpoint = _endpoint(scope["method"], trace.path)
         is_preflight = scope["method"] == "OPTIONS"
         headers: RawHeaders = scope["headers"]
+        adopt(trace, headers, is_continued=services.is_trace_continued)
         try:
             credential = credential_of(headers)
             if is_preflight:  # a browser asks without credentials whether it may send them
@@ -128,6 +132,7 @@ class Api:
         trace.started_at_ns = services.wall_clock_ns()
         trace.tenant, trace.key = identity.tenant, identity.key
         exchange = Exchange(incoming, trace, ClientWatch(), Stopwatch(services.monotonic))
+        services.pipeline.begin(exchange)
         await self._serve(exchange, receive, send)
 
     async def _serve(self, exchange: Exchange, receive: Receive, send: Send) -> None:
@@ -147,7 +152,7 @@ class Api:
                     stopped = ShuttingDown("the router is shutting down", retryable=True, retry_after_s=1)
                     _blame(exchange.trace, stopped, "cut")
                     if not is_started:
-                        await _send_error(stopped, exchange.trace, send)
+                        await _send_error(stopped, exchange.trace, send, kept=exchange.kept)
                 else:
                     _blame(exchange.trace, ClientGone("the client closed the connection"), "client_closed")
             except asyncio.CancelledError:
@@ -159,14 +164,14 @@ class Api:
                     exchange.trace.status = outgoing.status
                     return  # the server cuts the connection: an incomplete body must not look complete
                 _blame(exchange.trace, exc, _OUTCOMES[exc.source])
-                await _send_error(exc, exchange.trace, send)
+                await _send_error(exc, exchange.trace, send, kept=exchange.kept)
             except Exception as exc:  # our own bug: said to the operator, with the trace id; never shown to the client
                 self._services.report(exchange.trace.trace_id, exc)
                 error = InternalError("the router failed; the operator's log has the trace id")
                 _blame(exchange.trace, error, "internal_error")
                 if is_started:
                     return  # as above; raising would put the exception's own words into the server's log
-                await _send_error(error, exchange.trace, send)
+                await _send_error(error, exchange.trace, send, kept=exchange.kept)
         finally:
             self._watches.discard(exchange.watch)
             unwatch()
@@ -290,18 +295,24 @@ async def _send(exchange: Exchange, outgoing: Outgoing, send: Send) -> None:
         exchange.watch.check()
         await send({"type": "http.response.start", "status": outgoing.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+        if exchange.kept is not None:
+            exchange.kept.add(body)
         return
     await send({"type": "http.response.start", "status": outgoing.status, "headers": headers})
-    clock = exchange.clock
+    clock, kept = exchange.clock, exchange.kept
     while chunk := await relay.read():
         started_s = clock.now_s()
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        if kept is not None:
+            kept.add(chunk)
         clock.waited_s += clock.now_s() - started_s
     exchange.watch.check()  # before the last message: behind it, a server reports every request as disconnected
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _send_error(error: RouterError, trace: Trace, send: Send, unread: Receive | None = None) -> None:
+async def _send_error(
+    error: RouterError, trace: Trace, send: Send, unread: Receive | None = None, kept: Kept | None = None
+) -> None:
     """The error as an answer; `unread` is where the rest of a body comes from that will not be taken."""
     body = error.to_wire(trace.request_id or "")
     headers = [
@@ -317,6 +328,8 @@ async def _send_error(error: RouterError, trace: Trace, send: Send, unread: Rece
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": unread is not None})
+    if kept is not None:
+        kept.add(body)
     if unread is not None:
         await _discard(unread)
         await send({"type": "http.response.body", "body": b""})

@@ -2,8 +2,8 @@
 
 It fails closed: with a token set, only `/healthz` and `/readyz` answer without it. Without one (which the settings
 allow on loopback only) requests must name the listener by address or as `localhost`, so that no web page can reach it
-under a name of its own (DNS rebinding). What changes something is refused when a browser says that a page of another
-site asks, whatever credential it brings along.
+under a name of its own (DNS rebinding). Whatever is not a page is refused when a browser says that a page of another
+site asks, whatever credential it brings along: it could not read the answer, but it could have it made again and again.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from router.web.answer import error_answer
 _COOKIE = "router_admin"
 _COOKIE_S = 12 * 3600
 _OPEN_PATHS = ("/healthz", "/readyz")
+# What a link on another site may lead to: the page and its parts, the form. All of it is cheap.
+_PAGES = ("/", "/overview", "/login", "/logout", *_OPEN_PATHS)
+_PAGES_BELOW = ("/t/", "/static/")
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _MAX_FORM = 4_096
 _SAFE_HEADERS = (
@@ -64,7 +67,11 @@ class Gate:
 
     def _refusal(self, request: Request) -> Response | None:
         path = request.scope["path"]
-        if request.method not in _SAFE_METHODS and _is_sent_by_another_site(request):
+        if _is_page(path):
+            # A form's `Origin` is `null`: the page sends no referrer. So only the other of the two is asked.
+            if request.method not in _SAFE_METHODS and _is_sent_by_another_site(request):
+                return refuse_foreign()
+        elif is_foreign(request):
             return refuse_foreign()
         if path in _OPEN_PATHS or (path == "/login" and self._token is not None):
             return None
@@ -148,6 +155,10 @@ async def read_body(request: Request, most: int) -> bytes | None:
 
 def _is_sent_by_another_site(request: Request) -> bool:
     return request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+
+
+def _is_page(path: str) -> bool:
+    return path in _PAGES or path.startswith(_PAGES_BELOW)
 
 
 def _is_own_name(host: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from kit.plain_diff import figures, plainly
 from kit.recorded_traffic import folders, make_store
+from kit.traces import a_trace
 
 from router.catalog.lookup import Catalog
 from router.classify.label import Label
@@ -25,6 +26,7 @@ from router.policy.diff import Comparison, Tally
 from router.policy.forecast import Recorded
 from router.policy.store import read_folder
 from router.trace.recorded import count, scan
+from router.trace.sqlite import SqliteTraceSink
 from router.usage import Tokens, Usage
 from router.wire.messages import read_request
 
@@ -207,6 +209,14 @@ def test_what_decides_without_it_is_decided(compare: Compare, when: str, moves: 
     """A clause that fails, or another branch that holds, settles a rule; users compare by their hash."""
     found = compare(rule(when), recorded(facts={"user": "alice"}))
     assert (found["undecided"], found["lane_changes"]) == (0, moves)
+
+
+@pytest.mark.parametrize("header", ["x-api-token", "x-claude-code-session-id"])
+def test_a_header_that_may_hold_a_credential_is_known_to_be_there_and_no_more(compare: Compare, header: str) -> None:
+    """Its value is not recorded, so that no comparison of it is guessed."""
+    seen = recorded(headers=(header,), facts={"headers": {header: "canary"}})
+    for when, undecided in ((f"header.{header}: {{exists: true}}", 0), (f"header.{header}: canary", 1)):
+        assert compare(rule(when), seen)["undecided"] == undecided
 
 
 def test_a_header_that_a_rule_read_and_that_was_absent_is_known_to_be_absent(compare: Compare) -> None:
@@ -452,6 +462,18 @@ def test_a_store_that_is_missing_is_said(tmp_path: Path) -> None:
         next(scan(tmp_path / "none.db"))
     with pytest.raises(TraceStoreError, match="no trace store"):
         count(tmp_path / "none.db")
+
+
+def test_who_left_before_the_answer_it_waited_for_was_no_hit(tmp_path: Path) -> None:
+    """It has no usage and costs nothing; one that had the answer is a hit, whoever paid for it."""
+    sink = SqliteTraceSink(tmp_path / "s.db")
+    sink.write(a_trace(0, cache="coalesced", attempts=[], cost_pusd=0))
+    sink.write(a_trace(1, cache="coalesced", attempts=[], cost_pusd=0, usage=None))
+    sink.write(a_trace(2, cache="coalesced", cost_pusd=0))
+    sink.close()
+    ((had, left, went_on),) = scan(tmp_path / "s.db")
+    assert [seen.is_hit for seen in (had, left, went_on)] == [True, False, False]
+    assert [seen.is_answered for seen in (had, left, went_on)] == [True, False, True]
 
 
 def test_a_scan_reads_every_request_once_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

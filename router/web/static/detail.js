@@ -1,6 +1,11 @@
 // One request: why it went where it went, what it cost, and where the time went.
 
-import { ask, count, dollars, h, hue, marked, percent, seconds } from "./dom.js";
+import { tracePath } from "./address.js";
+import { command } from "./curl.js";
+import { ask, copyButton, count, dollars, h, percent, seconds } from "./dom.js";
+import { lane, now, section, why } from "./why.js";
+
+export { lane };
 
 const PARTS = [
   ["input_tokens", "input"],
@@ -10,55 +15,51 @@ const PARTS = [
   ["output_tokens", "output"],
 ];
 
-export async function showTrace(panel, id, close) {
+/**
+ * One trace into the panel. `actions`: `close()`, `step(by)`, `filterBy(name, value)`. Null when there is none, or when
+ * `isWanted()` no longer holds because another one was asked for meanwhile.
+ */
+export async function showTrace(panel, id, actions, isWanted = () => true) {
   let trace;
   try {
     trace = await ask(`/traces/${encodeURIComponent(id)}`);
   } catch (error) {
-    panel.replaceChildren(head("Not found", close), h("p.problem", {}, error.message));
+    if (!isWanted()) return null;
+    panel.replaceChildren(head("Not found", actions), h("p.problem", {}, error.message));
     panel.hidden = false;
     return null;
   }
+  if (!isWanted()) return null;
+  const filter = (name, value, shown = value) => h("button.cell.link", {
+    type: "button", title: `Only ${name} ${value}`, onclick: () => actions.filterBy(name, value) }, shown);
   panel.replaceChildren(...[
-    head(h("span.path", {}, `${trace.method} ${trace.path}`), close, trace),
-    lead(trace),
-    why(trace),
+    head(h("span.path", { title: `${trace.method} ${trace.path}` }, `${trace.method} ${trace.path}`), actions, trace),
+    lead(trace, filter),
+    why(trace, filter),
+    now(trace),
     money(trace),
     time(trace),
     attempts(trace),
     facts(trace),
-    ids(trace),
+    ids(trace, filter),
   ].filter(Boolean));
   panel.hidden = false;
   panel.scrollTop = 0;
   return trace;
 }
 
-function head(title, close, trace) {
+function head(title, actions, trace) {
   return h("div.panel-head", {},
     h("h2", {}, title),
-    trace && copy("link", () => `${location.origin}/t/${trace.trace_id}`),
-    trace && copy("JSON", () => JSON.stringify(trace, null, 2)),
-    h("button.quiet", { type: "button", onclick: close, title: "Close (Esc)", "aria-label": "Close" }, "✕"),
+    h("button.quiet", {
+      type: "button", onclick: () => actions.step(-1), title: "The newer one (k)", "aria-label": "Newer request" }, "‹"),
+    h("button.quiet", {
+      type: "button", onclick: () => actions.step(1), title: "The older one (j)", "aria-label": "Older request" }, "›"),
+    trace && copyButton("link", () => location.origin + tracePath(trace.request_id || trace.trace_id)),
+    trace && copyButton("curl", () => command(trace), "Copy as curl, without key and words"),
+    trace && copyButton("JSON", () => JSON.stringify(trace, null, 2)),
+    h("button.quiet", { type: "button", onclick: () => actions.close(), title: "Close (Esc)", "aria-label": "Close" }, "✕"),
   );
-}
-
-function copy(label, text) {
-  const button = h("button.quiet", { type: "button", title: `Copy ${label}` }, label);
-  button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(text());
-    button.textContent = "copied";
-    setTimeout(() => { button.textContent = label; }, 1200);
-  });
-  return button;
-}
-
-function section(title, ...content) {
-  return h("section.block", {}, h("h3", {}, title), ...content);
-}
-
-export function lane(name) {
-  return h("span.lane", { vars: { hue: hue(name) } }, name || "–");
 }
 
 export function outcome(trace) {
@@ -66,55 +67,47 @@ export function outcome(trace) {
   return h(`span.outcome.${kind}`, {}, trace.outcome === "ok" ? "ok" : `${trace.outcome.replaceAll("_", " ")} ${trace.status || ""}`);
 }
 
-function lead(trace) {
+function lead(trace, filter) {
   return h("div.lead", {},
-    h("div.route", {}, h("span", {}, trace.model_asked || "–"), h("b", { "aria-label": "was sent to" }, "→"), h("strong", {}, trace.model_sent || "–"), lane(trace.lane)),
-    h("div.pills", {}, outcome(trace), h("span.pill", {}, `cache ${trace.cache}`), trace.is_streaming && h("span.pill", {}, "streamed"),
+    h("div.route", {},
+      h("span", {}, trace.model_asked || "–"), h("b", { "aria-label": "was sent to" }, "→"),
+      h("strong", {}, trace.model_sent ? filter("model", trace.model_sent) : "–"),
+      trace.lane && filter("lane", trace.lane, lane(trace.lane))),
+    h("div.pills", {},
+      filter("outcome", trace.outcome, outcome(trace)),
+      h("span.pill", {}, `cache ${trace.cache}`,
+        trace.cache_reason && `: ${trace.cache_reason}`, trace.is_stored && ", stored"),
+      trace.is_streaming && h("span.pill", {}, "streamed"),
       trace.stop_reason && h("span.pill", {}, trace.stop_reason), ...trace.tags.map((tag) => h("span.pill", {}, tag))),
     (trace.error_type || trace.error_code) && h("p.problem", {}, [trace.error_code, trace.error_type].filter(Boolean).join(" ")),
   );
 }
 
-function why(trace) {
-  const labels = Object.entries(trace.labels ?? {});
-  return section("Why this route",
-    h("p.quietly", {}, "policy ", h("code", {}, `${trace.policy}@${trace.revision}`), trace.rule ? " · rule " : "", trace.rule && h("code", {}, trace.rule)),
-    trace.why.length > 0 && h("ol.why", {}, trace.why.map((reason) => h("li", {}, marked(reason)))),
-    trace.edits.length > 0 && h("p", {}, "edits: ", trace.edits.join(", ")),
-    conversation(trace.affinity),
-    labels.length > 0 && h("div.labels", {}, labels.map(([name, value]) =>
-      typeof value === "number"
-        ? h("div.label", {}, h("span", {}, name.replaceAll("_", " ")), h("i.meter", { vars: { at: `${Math.min(1, Math.max(0, value)) * 100}%` } }), h("b", {}, value.toFixed(2)))
-        : h("div.label", {}, h("span", {}, name), h("b.wide", {}, value && typeof value === "object" ? Object.entries(value).map(([place, added]) => `${place} ${added > 0 ? "+" : ""}${added}`).join(", ") : String(value))))),
-  );
-}
-
-function conversation(affinity) {
-  if (!affinity) return null;
-  const told = [`${affinity.kept ? "kept" : "not kept"}: bound to `, lane(affinity.lane), ` with ${count(affinity.prefix_tokens)} tokens so far`];
-  const cost = affinity.switch;
-  if (!cost) return h("p.quietly", {}, "conversation ", ...told);
-  return h("div", {},
-    h("p.quietly", {}, "conversation ", ...told),
-    h("p.quietly", {}, `next turn: staying ${dollars(cost.stay_first_usd)}, ${cost.to_model} ${dollars(cost.switch_first_usd)}; each later turn: ${dollars(cost.stay_later_usd)} against ${dollars(cost.switch_later_usd)} (estimates from the last turn; `
-      + (cost.turns_to_earn === null ? `not earned back within ${cost.turns_allowed} turns)` : `earned back by turn ${cost.turns_to_earn})`)),
-  );
-}
-
 function money(trace) {
   if (trace.cost_usd === null) {
-    return section("Money", h("p.quietly", {}, trace.usage === null ? "Nothing was metered." : "The price of this model is unknown, so is the cost."), tokens(trace.usage));
+    return section("Money",
+      h("p.quietly", {},
+        trace.usage === null ? "Nothing was metered." : "The price of this model is unknown, so is the cost."),
+      tokens(trace.usage));
   }
   const most = Math.max(trace.baseline_usd ?? 0, trace.cost_usd, 1e-15);
   const bar = (name, value, kind, note) => h(`div.money.${kind}`, {},
-    h("span", {}, name), h("i.bar", { vars: { at: `${(Math.max(0, value ?? 0) / most) * 100}%` } }), h("b", {}, dollars(value)), note && h("small", {}, note));
+    h("span", {}, name), h("i.bar", { vars: { at: `${(Math.max(0, value ?? 0) / most) * 100}%` } }),
+    h("b", {}, dollars(value)), note && h("small", {}, note));
   const share = trace.baseline_usd ? trace.saved_usd / trace.baseline_usd : null;
   return section("Money",
     bar("baseline", trace.baseline_usd, "baseline", `the same usage at ${trace.model_asked}`),
     bar("cost", trace.cost_usd, "cost", `prices of ${trace.price_version}`),
     bar("saved", trace.saved_usd, trace.saved_usd < 0 ? "lost" : "saved", share === null ? "" : percent(share)),
+    cacheEffects(trace),
     tokens(trace.usage),
   );
+}
+
+function cacheEffects(trace) {
+  const { prompt_cache_read_saved_usd: read, prompt_cache_write_extra_usd: written } = trace;
+  if (!read && !written) return null;
+  return h("p.quietly", {}, `inside the cost: prompt cache reads saved ${dollars(read ?? 0)}, writes cost ${dollars(written ?? 0)} more`);
 }
 
 function tokens(usage) {
@@ -123,7 +116,8 @@ function tokens(usage) {
   const sum = parts.reduce((total, [, amount]) => total + amount, 0);
   if (!sum) return null;
   return h("div.tokens", {},
-    h("div.stack", {}, parts.map(([name, amount, at]) => h(`i.part${at}`, { vars: { at: `${(amount / sum) * 100}%` }, title: `${name}: ${count(amount)}` }))),
+    h("div.stack", {}, parts.map(([name, amount, at]) =>
+      h(`i.part${at}`, { vars: { at: `${(amount / sum) * 100}%` }, title: `${name}: ${count(amount)}` }))),
     h("ul.legend", {}, parts.map(([name, amount, at]) => h(`li.part${at}`, {}, `${name} `, h("b", {}, count(amount)))),
       usage.thinking_tokens > 0 && h("li.none", {}, "of it thinking ", h("b", {}, count(usage.thinking_tokens))),
       usage.web_searches > 0 && h("li.none", {}, "web searches ", h("b", {}, count(usage.web_searches))),
@@ -137,17 +131,23 @@ function time(trace) {
   const bars = [
     ...trace.spans.map((s) => ({ name: s.name, from: s.start_s, to: s.end_s, kind: "own" })),
     ...trace.attempts.filter((a) => a.started_s !== null && a.started_s !== undefined).map((a, n) => ({
-      name: `attempt ${n + 1}: ${a.lane}`, from: a.started_s, to: a.ended_s ?? trace.duration_s, first: a.first_byte_s, kind: a.outcome === "ok" ? "upstream" : "failed",
+      name: `attempt ${n + 1}: ${a.lane}`, from: a.started_s, to: a.ended_s ?? trace.duration_s,
+      first: a.first_byte_s, kind: a.outcome === "ok" ? "upstream" : "failed",
     })),
   ].sort((a, b) => a.from - b.from);
   return section("Time",
-    h("div.waterfall", {}, bars.map((b) => h("div.step", {},
+    h("div.step.scale", { "aria-hidden": "true" }, h("span", {}),
+      h("div.ticks", {}, h("span", {}, "0"), h("span", {}, seconds(whole / 2)), h("span", {}, seconds(whole))),
+      h("b", {})),
+    h("div.waterfall", { role: "list" }, bars.map((b) => h("div.step", { role: "listitem" },
       h("span", { title: b.name }, b.name),
       h("div.track", {}, h(`i.${b.kind}`, { vars: { from: at(b.from), wide: at(b.to - b.from) } }),
-        b.first !== null && b.first !== undefined && h("i.first", { vars: { from: at(b.first) }, title: `first byte ${seconds(b.first)}` })),
+        b.first !== null && b.first !== undefined
+          && h("i.first", { vars: { from: at(b.first) }, title: `first byte ${seconds(b.first)}` })),
       h("b", {}, seconds(b.to - b.from))))),
     h("div.figures", {},
-      figure("first token", seconds(trace.ttft_s)), figure("whole answer", seconds(trace.duration_s)), figure("the router's part", seconds(trace.overhead_s))),
+      figure("first token", seconds(trace.ttft_s)), figure("whole answer", seconds(trace.duration_s)),
+      figure("the router's part", seconds(trace.overhead_s))),
   );
 }
 
@@ -156,8 +156,12 @@ const figure = (name, value) => h("div", {}, h("span", {}, name), h("b", {}, val
 function attempts(trace) {
   if (trace.attempts.length < 2 && trace.attempts.every((a) => a.outcome === "ok")) return null;
   return section("Attempts", h("ol.attempts", {}, trace.attempts.map((a) =>
-    h("li", {}, lane(a.lane), ` ${a.model} `, h(`span.outcome.${a.outcome === "ok" ? "good" : "bad"}`, {}, `${a.outcome.replaceAll("_", " ")} ${a.status ?? ""}`),
-      h("small", {}, [a.error_type, a.retry_after_s !== null && a.retry_after_s !== undefined ? `retry after ${a.retry_after_s} s` : null, a.request_id].filter(Boolean).join(" · "))))));
+    h("li", {}, lane(a.lane), ` ${a.model} `,
+      h(`span.outcome.${a.outcome === "ok" ? "good" : "bad"}`, {}, `${a.outcome.replaceAll("_", " ")} ${a.status ?? ""}`),
+      h("small", {}, [
+        a.error_type,
+        a.retry_after_s !== null && a.retry_after_s !== undefined ? `retry after ${a.retry_after_s} s` : null,
+        a.request_id].filter(Boolean).join(" · "))))));
 }
 
 function facts(trace) {
@@ -166,10 +170,13 @@ function facts(trace) {
   return section("Facts", table(entries.map(([name, value]) => [name, typeof value === "string" ? value : JSON.stringify(value)])));
 }
 
-function ids(trace) {
+function ids(trace, filter) {
+  const only = (name) => trace[name] && filter(name, trace[name]);
   return section("Ids", table([
-    ["trace", trace.trace_id], ["request", trace.request_id], ["started", trace.started_at], ["tenant", trace.tenant], ["key", trace.key],
-    ["client", trace.client], ["conversation", trace.conversation], ["answered by", trace.model_answered],
+    ["trace", trace.trace_id], ["request", trace.request_id], ["started", trace.started_at],
+    ["endpoint", only("endpoint")], ["task", only("task")], ["tenant", only("tenant")],
+    ["key", only("key")], ["client", trace.client], ["conversation", only("conversation")],
+    ["session", only("session")], ["answered by", trace.model_answered],
   ].filter(([, value]) => value)));
 }
 

@@ -1,0 +1,286 @@
+"""The state of the router on one screen, what one session has come to, and captured content, all as JSON.
+
+`GET /status` says what is wrong now (`problems`) and what is worth a look (`warnings`), each with the next step.
+`GET /session` is made to be polled. `GET /traces/ID/content` is the one place where words of clients leave the house:
+it wants the admin token, and where no token is set nobody reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import anyio.to_thread
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from router.errors import BadFilter, TraceStoreError
+from router.trace.export import started_at
+from router.trace.filters import read_since
+from router.web.answer import error_answer, json_answer
+from router.web.gate import is_foreign, refuse_foreign
+from router.web.turns import Turns
+
+Figures = Mapping[str, Any]
+
+_HOUR_NS = 3_600 * 10**9
+_KEY_SINCE = "1d"
+_FEW = 5  # attempts: with fewer of them a lane is not called broken
+_MANY_WAIT = 5_000  # traces: a store that keeps up has a few hundred at most
+_MANY_CONTENTS = 500
+_LOST = ("dropped", "thinned", "failed", "set_aside")
+_MONEY = ("requests", "cost_usd", "baseline_usd", "saved_usd", "saved_share", "unknown_cost", "hit_rate")
+
+
+class SessionReader(Protocol):
+    """What `/session` asks (`trace.sessions.Sessions` is one); raises TraceStoreError."""
+
+    def of_session(self, session: str, tenant: str | None = None) -> dict[str, Any] | None: ...
+
+    def of_conversation(self, conversation: str) -> dict[str, Any] | None: ...
+
+    def of_key(self, key: str, since_ns: int) -> dict[str, Any] | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StatusServices:
+    """What the rooms of status need.
+
+    `recent` gives the figures of the last minutes, `gauges` those of each part by name (as in the metrics), `links` are
+    the names of those that are links to Redis. `totals` sums the trace store since a time, `find` gives a trace by an
+    id of it, `content` what was captured under a trace id; None: there is none. `now_ns` is Unix time.
+    """
+
+    readiness: Callable[[], tuple[bool, Figures]]
+    policy_status: Callable[[], Figures]
+    recent: Callable[[], Figures]
+    gauges: Callable[[], Mapping[str, Figures]]
+    now_ns: Callable[[], int]
+    links: tuple[str, ...] = ()
+    cache_kind: str = "off"
+    capture: str = "off"
+    version: str = ""
+    started_at_ns: int = 0
+    flush: Callable[[], object] | None = None
+    totals: Callable[[int | None], Figures] | None = None
+    find: Callable[[str], Figures | None] | None = None
+    sessions: SessionReader | None = None
+    content: Callable[[str], list[dict[str, Any]]] | None = None
+    has_token: bool = False
+
+
+class StatusRooms:
+    """The endpoints."""
+
+    def __init__(self, services: StatusServices, turns: Turns) -> None:
+        self._services = services
+        self._turns = turns
+
+    def routes(self) -> list[BaseRoute]:
+        """The routes of all rooms."""
+        return [
+            Route("/status", self.status),
+            Route("/session", self.session),
+            Route("/traces/{some_id}/content", self.content),
+        ]
+
+    async def status(self, _: Request) -> Response:
+        """The whole state."""
+        money, reason = {}, ""
+        totals = self._services.totals
+        if totals is not None:
+            await self._flush()
+            now_ns = self._services.now_ns()
+            try:
+                for name, span_ns in (("hour", _HOUR_NS), ("day", 24 * _HOUR_NS)):
+                    found = await anyio.to_thread.run_sync(partial(totals, now_ns - span_ns))
+                    money[name] = {each: found.get(each) for each in _MONEY}
+            except TraceStoreError as error:  # said below; the rest of the screen does not need the store
+                money, reason = {}, error.message
+        return json_answer(describe(self._services, money, reason))
+
+    async def session(self, request: Request) -> Response:
+        """One session (`session`, with `tenant` if it is known), conversation or key (`key`, `since`)."""
+        params = dict(request.query_params)
+        sessions = self._services.sessions
+        if sessions is None:
+            raise TraceStoreError("traces are off", hint="set `traces` to `sqlite:///router.db`")
+        question = _question(sessions, params, self._services.now_ns())
+        await self._flush()
+        async with self._turns.turn():
+            found = await anyio.to_thread.run_sync(question)
+        if found is None:
+            return error_answer(404, "not_found_error", "no request of that is in the trace store")
+        return json_answer(found)
+
+    async def content(self, request: Request) -> Response:
+        """What was captured of a request, by any id of its trace; newest first where several share a trace id."""
+        services = self._services
+        if not services.has_token:
+            return error_answer(403, "permission_error", "content is shown only with a token: set `admin_token`")
+        if is_foreign(request):
+            return refuse_foreign()
+        if services.content is None:
+            return error_answer(404, "not_found_error", "no content is captured: set `capture`")
+        some_id = request.path_params["some_id"]
+        some_id = await self._trace_id(some_id)
+        contents = await anyio.to_thread.run_sync(partial(services.content, some_id))
+        if not contents:
+            return error_answer(404, "not_found_error", f"no content is kept for `{some_id[:80]}`")
+        return json_answer({"trace_id": some_id, "contents": contents})
+
+    async def _flush(self) -> None:
+        """What has ended is to be in the answer."""
+        if self._services.flush is not None:
+            await anyio.to_thread.run_sync(self._services.flush)
+
+    async def _trace_id(self, some_id: str) -> str:
+        """The trace that an id means; the id itself where no trace store can say."""
+        services = self._services
+        if services.find is None:
+            return some_id
+        await self._flush()
+        try:
+            found = await anyio.to_thread.run_sync(partial(services.find, some_id))
+        except TraceStoreError:
+            return some_id
+        return some_id if found is None else str(found["trace_id"])
+
+
+def _question(sessions: SessionReader, params: dict[str, str], now_ns: int) -> Callable[[], dict[str, Any] | None]:
+    given = [name for name in ("session", "conversation", "key") if params.get(name)]
+    if len(given) != 1:
+        raise BadFilter("expected exactly one of `session`, `conversation` and `key`")
+    name = given[0]
+    value = params.pop(name)
+    if len(value) > 2_000:
+        raise BadFilter(f"`{name}` has {len(value)} characters, expected at most 2000")
+    question: Callable[[], dict[str, Any] | None]
+    if name == "session":
+        question = partial(sessions.of_session, value, params.pop("tenant", "") or None)
+    elif name == "conversation":
+        question = partial(sessions.of_conversation, value)
+    else:
+        question = partial(sessions.of_key, value, read_since(params.pop("since", "") or _KEY_SINCE, now_ns))
+    unknown = [each for each, text in params.items() if text]
+    if unknown:
+        raise BadFilter(f"`{unknown[0]:.64}` does not go with `{name}`")
+    return question
+
+
+def describe(services: StatusServices, money: Figures, no_money_because: str = "") -> dict[str, Any]:
+    """The document of `/status`. It is healthy when `problems` is empty."""
+    is_ready, _ = services.readiness()
+    policy, recent, gauges = services.policy_status(), services.recent(), services.gauges()
+    now_ns = services.now_ns()
+    problems = [*_serving(is_ready, policy), *_redis(services.links, gauges), *_traffic(recent), *_sinks(gauges)]
+    if no_money_because:
+        problems.append(_note(f"the trace store cannot be asked: {no_money_because}", "look at the log of the router"))
+    return {
+        "is_healthy": not problems,
+        "is_serving": is_ready,
+        "version": services.version,
+        "now": started_at(now_ns),
+        "uptime_s": round(max(0, now_ns - services.started_at_ns) / 1e9, 1),
+        "policy": {
+            "revision": policy.get("revision"),
+            "is_current": policy.get("is_current"),
+            "from_history": policy.get("from_history"),
+            "loaded_at": _moment(policy.get("loaded_at")),
+            "last_error": policy.get("last_error") or None,
+            "last_error_at": _moment(policy.get("last_error_at")),
+            "warnings": len(policy.get("warnings", ())),
+        },
+        "recent": recent,
+        "money": money or None,
+        "cache": {"kind": services.cache_kind, "hit_share": recent.get("cache_hit_share"), **gauges.get("cache", {})},
+        "redis": {name: gauges[name] for name in services.links if name in gauges},
+        "upstream": gauges.get("upstream_pool"),
+        "traces": gauges.get("traces"),
+        "capture": {"setting": services.capture, **gauges.get("capture", {})},
+        "problems": problems,
+        "warnings": list(_worth_a_look(services, policy, recent, gauges)),
+    }
+
+
+def _note(what: str, then: str) -> dict[str, str]:
+    return {"what": what, "next": then}
+
+
+def _moment(unix_s: object) -> str | None:
+    return started_at(int(unix_s * 1e9)) if isinstance(unix_s, (int, float)) else None
+
+
+def _serving(is_ready: bool, policy: Figures) -> Iterator[dict[str, str]]:
+    if not is_ready:
+        yield _note("the router does not serve: it is starting or stopping", "ask again, or look at its log")
+    if policy.get("from_history"):
+        yield _note(
+            "the policies folder was broken at the start; a kept revision serves",
+            "`router policy check` shows the place; mend the folder",
+        )
+    elif policy.get("is_current") is False:
+        first = str(policy.get("last_error") or "").strip().partition("\n")[0]
+        yield _note(
+            f"the policies folder is not what serves; its last edit was refused: {first}",
+            "`router policy check` shows the place; until it is mended the last good set serves",
+        )
+
+
+def _redis(links: tuple[str, ...], gauges: Mapping[str, Figures]) -> Iterator[dict[str, str]]:
+    for name in links:
+        if gauges.get(name, {}).get("is_up") == 0:
+            yield _note(
+                f"Redis does not answer (`{name}`): requests are served without what it shares",
+                "look whether it is up and reachable; the link comes back by itself",
+            )
+
+
+def _traffic(recent: Figures) -> Iterator[dict[str, str]]:
+    requests, errors = recent["requests"], recent["errors"]
+    if requests >= 2 * _FEW and errors * 4 > requests:
+        yield _note(f"{errors} of the last {requests} requests failed", "`router trace ls --since 5m` shows how")
+    for lane, outcomes in recent["lanes"].items():
+        tried = sum(outcomes.values()) - outcomes.get("client_closed", 0) - outcomes.get("rejected", 0)
+        if tried >= _FEW and outcomes.get("ok", 0) * 2 < tried:
+            ends = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items() if outcome != "ok")
+            yield _note(
+                f"lane `{lane}` answered {outcomes.get('ok', 0)} of {tried} attempts: {ends}",
+                f"`router trace ls --lane {lane} --since 5m`; a fallback lane in the rule takes over meanwhile",
+            )
+
+
+def _sinks(gauges: Mapping[str, Figures]) -> Iterator[dict[str, str]]:
+    for name, most, what in (("traces", _MANY_WAIT, "trace store"), ("capture", _MANY_CONTENTS, "capture file")):
+        queued = gauges.get(name, {}).get("queued", 0)
+        if queued > most:
+            yield _note(
+                f"the {what} does not keep up: {queued:,} records wait in memory",
+                "the log says what the file refuses: a full disk, missing rights, another writer",
+            )
+
+
+def _worth_a_look(
+    services: StatusServices, policy: Figures, recent: Figures, gauges: Mapping[str, Figures]
+) -> Iterator[dict[str, str]]:
+    for name, what in (("traces", "traces"), ("capture", "captured contents")):
+        lost = {each: gauges.get(name, {}).get(each, 0) for each in _LOST}
+        if any(lost.values()):
+            said = ", ".join(f"{count:,} {each.replace('_', ' ')}" for each, count in lost.items() if count)
+            yield _note(f"{what} since the start: {said}", "the log says when and why")
+    if services.capture != "off":
+        yield _note(
+            f"the content of requests is being captured (`{services.capture}`)", "`capture: off` when you have seen it"
+        )
+    if policy.get("warnings"):
+        yield _note(f"{len(policy['warnings'])} warnings about the policies", "`router policy check` lists them")
+    if recent.get("unknown_cost"):
+        yield _note(
+            f"{recent['unknown_cost']} requests of the last minutes have an unknown cost",
+            "a model without a price: add it to the catalogue",
+        )
+    if (gauges.get("upstream_pool") or {}).get("waiting"):
+        yield _note("requests wait for a connection upstream", "the pool is full: more processes, or a faster upstream")
