@@ -25,6 +25,7 @@ from router.classify.model import LinearClassifier
 from router.errors import MissingCredential, SettingsError
 from router.facts.vocabulary import WEEKDAYS
 from router.keys import KeyRing, read_keys
+from router.otel import open_otlp, origin_of
 from router.policy.check import compile_folder
 from router.policy.compile import PolicySet
 from router.policy.history import PolicyHistory
@@ -37,13 +38,19 @@ from router.serve.passthrough import Passthrough
 from router.serve.pipeline import Pipeline
 from router.serve.plan import Planner
 from router.serve.refresh import ModelRefresh
-from router.settings import Settings, refresh_s
-from router.stores import cache_secret, maintained, open_stores
+from router.settings import Settings, refresh_s, traces_keep_s
+from router.stores import cache_secret, maintained, open_capture, open_stores
+from router.trace.again import decide_again
 from router.trace.metrics import MetricsSink
+from router.trace.recent import RecentTraces
+from router.trace.semconv import SEMCONV
+from router.trace.sessions import Sessions
 from router.trace.sqlite import SqliteTraceReader, SqliteTraceSink, open_sink, path_of
+from router.trace.upkeep import Retention
 from router.upstream.http1 import Http1Upstream
 from router.web.admin import AdminServices, create_admin
 from router.web.api import Api, ApiServices, Identity
+from router.web.status import StatusServices
 
 _log = logging.getLogger("router")
 
@@ -51,10 +58,11 @@ _log = logging.getLogger("router")
 class App:
     """A router made of its parts: `api` and `admin` are ASGI applications, `start` and `stop` frame their life.
 
-    Making one loads the policies. Raises PolicyError, SettingsError or CatalogError when it could not serve.
+    Making one loads the policies. `environment` holds the `OTEL_*` variables; None: the process's own. Raises
+    PolicyError, SettingsError or CatalogError when it could not serve.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, environment: Mapping[str, str] | None = None) -> None:
         self.settings = settings
         self.catalog = load_catalog(Path(settings.catalog) if settings.catalog else None)
         self.classifier = shipped_classifier(settings.classifier_correction)
@@ -78,7 +86,11 @@ class App:
         self.stores = open_stores(settings)
         cache = self.stores.cache
         self.upstream = Http1Upstream(settings.upstream_url)
-        self.traces: SqliteTraceSink | None = open_sink(settings.traces)
+        self.capture = open_capture(settings)
+        self.otlp = open_otlp(settings, os.environ if environment is None else environment, version("model-router"))
+        self.traces: SqliteTraceSink | None = open_sink(
+            settings.traces, Retention(traces_keep_s(settings), settings.traces_max_mb * 1_000_000)
+        )
         self.refresh = _model_refresh(settings, self.upstream, self.catalog)
         self._refreshing: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -98,12 +110,19 @@ class App:
             gauges["models_refresh"] = self.refresh.stats
         if self.traces is not None:
             gauges["traces"] = self.traces.stats
+        if self.otlp is not None:
+            gauges["otlp"] = self.otlp.stats
+        if self.capture is not None:
+            gauges["capture"] = self.capture.stats
+        self.recent = RecentTraces()
         self.metrics = MetricsSink(
             gauges=gauges,
             distributions={name: link.latencies for name, link in self.stores.links.items()},
             revision=lambda: self.policies.current.revision,
+            names=SEMCONV[settings.otel_semconv],
+            origin=origin_of(settings.upstream_url),
         )
-        sinks: tuple[TraceSink, ...] = (self.metrics,) if self.traces is None else (self.traces, self.metrics)
+        sinks: tuple[TraceSink | None, ...] = (self.traces, self.metrics, self.recent, self.otlp)
         planner = Planner(
             self.policies,
             self.catalog,
@@ -118,9 +137,11 @@ class App:
             affinity=self.stores.affinity,
             upstream=self.upstream,
             deadlines=Deadlines(),
-            sinks=sinks,
+            sinks=tuple(sink for sink in sinks if sink is not None),
             wall_clock=time.time,
             jitter=random.random,
+            content=self.capture,
+            sends_trace_context=settings.trace_context_out == "on",
             report=_report,
         )
         self.pipeline = Pipeline(parts)
@@ -133,6 +154,7 @@ class App:
                 monotonic=time.perf_counter,
                 wall_clock_ns=time.time_ns,
                 report=_report,
+                is_trace_continued=settings.trace_context == "continue",
             )
         )
         trace_file = path_of(settings.traces)
@@ -143,12 +165,41 @@ class App:
                 policy_status=self._policy_status,
                 reader=SqliteTraceReader(trace_file) if trace_file is not None else None,
                 flush=partial(self.traces.flush, 1.0) if self.traces is not None else None,
+                decide_now=self._decide_now if trace_file is not None else None,
                 admin_token=settings.admin_token,
                 version=version("model-router"),
                 is_draining=self._stopping.is_set,
                 cache=CacheDesk(kind_of(settings.cache), maintained(settings, cache), self.catalog),
+                status=self._status_services(gauges),
             )
         )
+
+    def _status_services(self, gauges: Mapping[str, Callable[[], Mapping[str, int]]]) -> StatusServices:
+        settings, trace_file = self.settings, path_of(self.settings.traces)
+        reader = None if trace_file is None else SqliteTraceReader(trace_file, time_limit_s=5.0)
+        return StatusServices(
+            readiness=self._readiness,
+            policy_status=self._policy_status,
+            recent=self.recent.figures,
+            gauges=lambda: {name: ask() for name, ask in gauges.items()},
+            now_ns=time.time_ns,
+            links=tuple(self.stores.links),
+            cache_kind=kind_of(settings.cache),
+            capture=settings.capture,
+            version=version("model-router"),
+            started_at_ns=time.time_ns(),
+            flush=partial(self.traces.flush, 1.0) if self.traces is not None else None,
+            totals=None if reader is None else reader.totals,
+            find=None if reader is None else reader.get,
+            sessions=None if trace_file is None else Sessions(trace_file),
+            content=None if self.capture is None else self.capture.read,
+            has_token=settings.admin_token is not None,
+        )
+
+    def _decide_now(self, shown: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        trace_file = path_of(self.settings.traces)
+        assert trace_file is not None  # the listener shows traces only where they are kept
+        return decide_again(shown, trace_file, lambda: self.policies.current, self.catalog)
 
     def _say_reload(self, was_taken: bool, outcome: str) -> None:
         if not was_taken:
@@ -189,8 +240,8 @@ class App:
             await self.upstream.close()
             await self.stores.close()
         finally:
-            if self.traces is not None:
-                await asyncio.to_thread(self.traces.close)
+            closing = [sink.close for sink in (self.traces, self.capture, self.otlp) if sink is not None]
+            await asyncio.gather(*(asyncio.to_thread(close) for close in closing))
 
     def _policy_figures(self) -> Mapping[str, int]:
         status = self.policies.status()

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from router.affinity.binding import Binding
 from router.cache.entry import CacheEntry, CacheStats, Found, PurgeReport
 from router.classify.label import Label
+from router.trace.captured import Content
 from router.trace.record import Trace
 from router.wire.messages import MessagesRequest
 
@@ -154,6 +155,17 @@ class TraceSink(Protocol):
     def close(self) -> None: ...
 
 
+class ContentSink(Protocol):
+    """Takes what requests said and were answered, where capture is on; like a `TraceSink` it never blocks nor raises.
+
+    `room` says how many bytes of the answer to keep for a request, by its trace id; 0: nothing of it is captured.
+    """
+
+    def room(self, trace_id: str) -> int: ...
+
+    def write(self, content: Content) -> None: ...
+
+
 class Classifier(Protocol):
     """Judges a request. Local, microseconds, no I/O; an error means no label, and `why` says so."""
 
@@ -167,6 +179,8 @@ __all__ = [
     "CacheEntry",
     "CacheStats",
     "Classifier",
+    "Content",
+    "ContentSink",
     "Deadlines",
     "Found",
     "Label",

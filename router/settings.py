@@ -6,6 +6,7 @@ file that holds it: `ROUTER_ADMIN_TOKEN_FILE`, or `admin_token_file` in the sett
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -22,6 +23,19 @@ CONFIG_VARIABLE = "ROUTER_CONFIG"
 DEFAULT_FILE = "router.yaml"
 _PREFIX = "ROUTER_"
 _MIN_REFRESH_S = 10
+_MOST_KEPT_S = 3_650 * 86_400
+_NUMBERS = {
+    "port": (0, 65_535),
+    "admin_port": (0, 65_535),
+    "workers": (1, 64),
+    "capture_max_kb": (1, 16_384),
+    "traces_max_mb": (16, 1_048_576),
+}
+_CHOICES = {
+    "otel_semconv": ("released", "next"),
+    "trace_context": ("restart", "continue"),
+    "trace_context_out": ("off", "on"),
+}
 
 # Greedy: where a password holds an `@` or `/` that nobody escaped, the last `@` ends it.
 _CREDENTIAL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*:/*)(.*)@", re.DOTALL)
@@ -46,12 +60,22 @@ class Settings:
     cache: str = "memory://?max_mb=256"
     affinity: str = "memory://"
     traces: str = "sqlite:///router.db"
+    traces_keep: str = "30d"
+    traces_max_mb: int = 2048
     jobs: str | None = None
     workers: int = 1
     catalog: str | None = None
     classifier_correction: str | None = None
     models_refresh: str = "off"
     tenant_secret: str | None = None
+    otel_semconv: str = "released"
+    trace_context: str = "restart"
+    trace_context_out: str = "off"
+    capture: str = "off"
+    capture_file: str | None = None
+    capture_keep: str = "7d"
+    capture_max_kb: int = 64
+    capture_redact: str = "credentials, email, card, phone"
 
 
 SETTINGS: Mapping[str, str] = {
@@ -77,6 +101,8 @@ SETTINGS: Mapping[str, str] = {
         "`rediss://…`, `redis+sentinel://…`, `redis+cluster://…`"
     ),
     "traces": "`sqlite:///FILE` or `off`",
+    "traces_keep": "how long traces are kept, such as `12h` or `90d`, or `off`: for ever; sums are kept longer",
+    "traces_max_mb": "megabytes that the store may use before the oldest traces go, 16 to 1048576",
     "jobs": "where deferred requests live; unset: the database of `traces`",
     "workers": "server processes on this host",
     "catalog": "file with models and prices in place of the shipped one",
@@ -85,6 +111,24 @@ SETTINGS: Mapping[str, str] = {
         "how often `GET /v1/models` is asked what models take, such as `15m`, or `off`; needs `upstream_api_key`"
     ),
     "tenant_secret": "secret of the hash that names a tenant by its credential; set it to share names between hosts",
+    "otel_semconv": (
+        "names of exported spans and of `gen_ai` metrics: `released` (in dashboards today) or `next` "
+        "(conventions in work)"
+    ),
+    "trace_context": (
+        "what a caller's `traceparent` does: `restart` (a trace of our own, linked to it) or `continue` (be part of it)"
+    ),
+    "trace_context_out": "whether calls to the upstream carry a `traceparent`: `off` or `on`",
+    "capture": (
+        "whether the content of requests and answers is kept: `off`, `errors`, `all`, or a share of them such as `1%`"
+    ),
+    "capture_file": "SQLite file of captured content; unset: `NAME-content.db` beside the file of `traces`",
+    "capture_keep": "how long captured content is kept, such as `12h` or `7d`",
+    "capture_max_kb": "kilobytes of each captured body, 1 to 16384; the rest is cut",
+    "capture_redact": (
+        "what is taken out of content before it is written: names of built-in rules (`credentials`, `email`, `card`, "
+        "`phone`), a JSON list of such names and regexes of your own, or `off`"
+    ),
 }
 SECRETS = ("admin_token", "upstream_api_key", "tenant_secret")
 
@@ -176,15 +220,17 @@ def _secret_file(name: str, path: str) -> str:
 
 
 def _typed(name: str, value: Any, origin: str) -> Any:
-    if name in ("port", "admin_port", "workers"):
+    if name in _NUMBERS:
         try:
             number = int(str(value))
         except ValueError:
             raise SettingsError(f"`{name}` is `{value}` ({origin}), expected a whole number") from None
-        low, high = (1, 64) if name == "workers" else (0, 65535)
+        low, high = _NUMBERS[name]
         if not low <= number <= high:
             raise SettingsError(f"`{name}` is {number} ({origin}), expected {low} to {high}")
         return number
+    if name == "capture_redact" and isinstance(value, list):  # in a file it is written as one
+        value = json.dumps(value)
     if not isinstance(value, str) or not value or "\n" in value:
         shown = "…" if name in SECRETS else without_password(str(value))
         raise SettingsError(f"`{name}` is `{shown}` ({origin}), expected one line of text")
@@ -208,7 +254,13 @@ def _check(settings: Settings) -> None:
         )
     if settings.keys is not None and settings.upstream_api_key is None:
         raise SettingsError("`keys` is set and `upstream_api_key` is not: there is no key to send upstream")
+    for name, words in _CHOICES.items():
+        if (given := getattr(settings, name)) not in words:
+            raise SettingsError(f"`{name}` is `{given}`, expected `{words[0]}` or `{words[1]}`")
     refresh_s(settings)
+    traces_keep_s(settings)
+    capture_share(settings)
+    capture_keep_s(settings)
     if settings.workers != 1:
         raise SettingsError(
             f"`workers` is {settings.workers}; this version serves with 1",
@@ -234,6 +286,37 @@ def refresh_s(settings: Settings) -> float | None:
             hint="set `upstream_api_key` and `keys`, or `models_refresh: off`",
         )
     return every_s
+
+
+def traces_keep_s(settings: Settings) -> float | None:
+    """Seconds that traces are kept; None for ever. Raises SettingsError."""
+    if settings.traces_keep == "off":
+        return None
+    keep_s = duration_s(settings.traces_keep)
+    if keep_s is None or not 60 <= keep_s <= _MOST_KEPT_S:
+        raise SettingsError(
+            f"`traces_keep` is `{settings.traces_keep}`, expected `1m` to `3650d`, such as `30d`, or `off`"
+        )
+    return keep_s
+
+
+def capture_share(settings: Settings) -> float:
+    """The part of requests whose content is captured, 0 to 1; 1 for `errors` too. Raises SettingsError."""
+    given = settings.capture
+    if given in ("off", "errors", "all"):
+        return 0.0 if given == "off" else 1.0
+    share = re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?) ?%", given, re.ASCII)
+    if share is None or not 0 < float(share[1]) <= 100:
+        raise SettingsError(f"`capture` is `{given}`, expected `off`, `errors`, `all` or a share such as `1%`")
+    return float(share[1]) / 100
+
+
+def capture_keep_s(settings: Settings) -> float:
+    """Seconds that captured content is kept. Raises SettingsError."""
+    keep_s = duration_s(settings.capture_keep)
+    if keep_s is None or not 60 <= keep_s <= _MOST_KEPT_S:
+        raise SettingsError(f"`capture_keep` is `{settings.capture_keep}`, expected `1m` to `3650d`, such as `7d`")
+    return keep_s
 
 
 def _check_url(name: str, value: str, expected: str) -> None:

@@ -10,23 +10,21 @@ import asyncio
 import http.client
 import json
 import os
-import ssl
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 
 from router.cache.desk import CacheDesk, WantedPurge, kind_of, read_wanted
 from router.catalog_file import load_catalog
+from router.cli.admin import admin_url, connection_to, reason_of
 from router.cli.trace import plain, print_table, saying_errors
-from router.errors import BadFilter, CacheUnavailable, SettingsError
+from router.errors import BadFilter, CacheUnavailable
 from router.settings import Settings, resolve, without_password
 
-_CONNECT_S = 5.0
 _LIMIT_S = 600.0  # a purge looks through every entry before it answers
 _MOST_ANSWER = 16 * 1024 * 1024  # bytes
 _COLUMNS = (
@@ -141,7 +139,7 @@ def _asked(
     kind = kind_of(settings.cache)
     if admin is None and kind != "memory":
         return asyncio.run(_ask_here(kind, settings, wanted))
-    return _ask_router(admin or _admin_url(settings), settings.admin_token, method, path, wish)
+    return _ask_router(admin or admin_url(settings), settings.admin_token, method, path, wish)
 
 
 async def _ask_here(kind: str, settings: Settings, wanted: WantedPurge | None) -> dict[str, Any]:
@@ -157,16 +155,6 @@ async def _ask_here(kind: str, settings: Settings, wanted: WantedPurge | None) -
     return await CacheDesk(kind, opened, catalog).purge(wanted)
 
 
-def _admin_url(settings: Settings) -> str:
-    if settings.admin_port == 0:
-        raise SettingsError(
-            "`admin_port` is 0, so the port of the admin listener is not known",
-            hint="name it: `--admin http://127.0.0.1:PORT`",
-        )
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.admin_host, settings.admin_host)  # noqa: S104 - not bound
-    return f"http://[{host}]:{settings.admin_port}" if ":" in host else f"http://{host}:{settings.admin_port}"
-
-
 def _ask_router(url: str, token: str | None, method: str, path: str, wish: Mapping[str, Any] | None) -> dict[str, Any]:
     """The answer of a router's admin listener.
 
@@ -178,7 +166,7 @@ def _ask_router(url: str, token: str | None, method: str, path: str, wish: Mappi
     if wish is not None:
         headers["content-type"] = "application/json"
     shown = without_password(url)
-    connection, prefix = _connection(url)
+    connection, prefix = connection_to(url)
     try:
         connection.connect()
         connection.sock.settimeout(_LIMIT_S)
@@ -186,7 +174,7 @@ def _ask_router(url: str, token: str | None, method: str, path: str, wish: Mappi
         answer = connection.getresponse()
         body = answer.read(_MOST_ANSWER)
     except (OSError, http.client.HTTPException, ValueError) as exc:
-        reason = (getattr(exc, "strerror", None) or str(exc) or type(exc).__name__).lower()
+        reason = reason_of(exc)
         raise CacheUnavailable(
             f"the admin listener at `{shown}` does not answer: {reason}",
             hint="a cache in memory is asked through the router that holds it: start it, or name it with `--admin URL`",
@@ -210,23 +198,6 @@ def _ask_router(url: str, token: str | None, method: str, path: str, wish: Mappi
         hint = "set `admin_token` (ROUTER_ADMIN_TOKEN, or ROUTER_ADMIN_TOKEN_FILE)" if answer.status == 401 else ""
         raise CacheUnavailable(f"the admin listener at `{shown}` answered {answer.status}: {message}", hint=hint)
     return dict(found)
-
-
-def _connection(url: str) -> tuple[http.client.HTTPConnection, str]:
-    """A connection that is not open yet, and what the path begins with. Raises SettingsError."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    is_plain = parts.username is None and not parts.query and not parts.fragment and all("!" <= c <= "~" for c in url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not is_plain:
-        raise SettingsError(f"`--admin` is `{without_password(url)}`, expected `http://HOST:PORT`")
-    prefix = parts.path.rstrip("/")
-    if parts.scheme == "https":
-        context = ssl.create_default_context()
-        return http.client.HTTPSConnection(parts.hostname, port, timeout=_CONNECT_S, context=context), prefix
-    return http.client.HTTPConnection(parts.hostname, port, timeout=_CONNECT_S), prefix
 
 
 def _print_stats(found: Mapping[str, Any]) -> None:

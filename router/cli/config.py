@@ -7,6 +7,7 @@ import os
 
 import click
 
+from router.otel import check_otel
 from router.settings import SECRETS, SETTINGS, Settings, resolve, without_password
 
 
@@ -23,6 +24,7 @@ def show(config_file: str | None, origin: bool, as_json: bool) -> None:
     """Print every setting; secrets, and passwords inside URLs, are shown as set or not set."""
     resolved = resolve({}, os.environ, config_file)
     _check_stores(resolved.settings)
+    check_otel(os.environ)
     rows = []
     for name, meaning in SETTINGS.items():
         value = getattr(resolved.settings, name)

@@ -17,6 +17,7 @@ _COMMANDS = {
     "policy": "router.cli.policy:policy",
     "trace": "router.cli.trace:trace",
     "report": "router.cli.report:report",
+    "status": "router.cli.status:status",
     "cache": "router.cli.cache:cache",
     "models": "router.cli.models:models",
     "classify": "router.cli.classify:classify",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import importlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,22 +14,12 @@ from typing import Any, TextIO
 import click
 
 from router.errors import BadFilter, RouterError, SettingsError, TraceStoreError
-from router.trace.export import FIELDS, csv_cell, encode_json
+from router.trace.export import encode_json
 from router.trace.filters import MAX_LIMIT, read_query
 from router.trace.reader import SqliteTraceReader
 from router.trace.record import TraceQuery
+from router.trace.sheet import sheet
 from router.trace.sqlite import path_of
-
-_TOKENS = (
-    "input_tokens",
-    "cache_read_input_tokens",
-    "cache_write_5m",
-    "cache_write_1h",
-    "output_tokens",
-    "thinking_tokens",
-)
-_NESTED = ("why", "tags", "facts", "labels", "edits", "affinity", "attempts", "usage", "spans")
-_BAR = 40  # characters of the widest bar of a waterfall
 
 
 class PlainError(click.ClickException):
@@ -93,8 +83,12 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
             ("key", "With this key."),
             ("outcome", "Ended so: ok, client_error, upstream_error, cut, client_closed, internal_error."),
             ("cache", "hit, miss, bypass or coalesced."),
+            ("cache-reason", "Not looked up, or not kept, because of this: off, rule, no-store, failed, fallback, …"),
+            ("conversation", "Of this conversation: the hash in its traces."),
+            ("session", "Of this session: the hash in its traces."),
             ("endpoint", "messages, count_tokens, batches, models or passthrough."),
             ("request-id", "With this request id."),
+            ("trace-id", "With this trace id, which a caller may continue in many requests."),
             ("min-cost-usd", "Cost at least this many dollars."),
         )
     ):
@@ -107,7 +101,25 @@ def _query(given: dict[str, str | None], **more: str) -> TraceQuery:
     return read_query({**wanted, **more}, time.time_ns())
 
 
-@click.group()
+# Commands in files of their own, loaded when they are used: name → module:attribute.
+_ELSEWHERE = {"reprice": "router.cli.reprice:reprice"}
+
+
+class _Group(click.Group):
+    """The commands of this file and those of `_ELSEWHERE`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *_ELSEWHERE]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = _ELSEWHERE[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(cls=_Group)
 def trace() -> None:
     """The records of requests: what was chosen and why, what it cost, how long each step took."""
 
@@ -133,18 +145,31 @@ def ls(url: str, limit: str, is_json: bool, **given: str | None) -> None:
 @store_option
 @click.argument("some_id", metavar="ID")
 @click.option("--json", "is_json", is_flag=True, help="The whole record as JSON.")
-def show(url: str, some_id: str, is_json: bool) -> None:
+@click.option(
+    "--content", "is_content", is_flag=True, help="What was captured of it, from the router's admin listener."
+)
+@click.option("--admin", metavar="URL", help="With --content: the admin listener, in place of that of the settings.")
+@click.option("--config", metavar="FILE", help="With --content: the settings file.")
+def show(url: str, some_id: str, is_json: bool, is_content: bool, config: str | None, admin: str | None) -> None:
     """One request: its route and why, attempts, tokens, money and a waterfall.
 
-    ID is a trace id (or the beginning of one, 8 digits at least) or a request id.
+    ID is a trace id (or the beginning of one, 8 digits at least) or a request id. `--content` needs the admin
+    token, and a router that captures.
     """
+    from router.cli.trace_show import content_of, told, told_content
+
+    if is_content:
+        with saying_errors():
+            kept = content_of(some_id, config, admin)
+        click.echo(encode_json(kept) if is_json else "\n".join(told_content(kept)))
+        return
     with saying_errors():
         found = open_reader(url).get(some_id)
         if found is None:
             raise TraceStoreError(
                 f"no trace and no request has the id `{plain(some_id)}`", hint="`router trace ls` lists the newest"
             )
-    click.echo(encode_json(found) if is_json else "\n".join(_told(found)))
+    click.echo(encode_json(found) if is_json else "\n".join(told(found)))
 
 
 @trace.command()
@@ -174,35 +199,24 @@ def tail(url: str, is_json: bool, **given: str | None) -> None:
 @store_option
 @_filters
 @click.option("--format", "kind", type=click.Choice(["ndjson", "csv"]), default="ndjson", show_default=True)
+@click.option("--json", "is_json", is_flag=True, help="The same as `--format ndjson`.")
 @click.option("--output", type=click.File("w", encoding="utf-8", lazy=True), default="-", help="A file; `-` is stdout.")
-def export(url: str, kind: str, output: TextIO, **given: str | None) -> None:
+def export(url: str, kind: str, is_json: bool, output: TextIO, **given: str | None) -> None:
     """Write all requests that match, newest first, as JSON lines or CSV.
 
     CSV holds the plain fields and the token counts; a text that a spreadsheet would run as a formula gets an
     apostrophe in front.
     """
     with saying_errors():
-        records = _all(open_reader(url), _query(given, limit=str(MAX_LIMIT)))
-        if kind == "ndjson":
-            for record in records:
-                output.write(encode_json(record) + "\n")
-            return
-        names = [name for name in FIELDS if name not in _NESTED]
-        writer = csv.writer(output, lineterminator="\r\n")
-        writer.writerow([*names, *_TOKENS])
-        for record in records:
-            usage = record["usage"] or {}
-            cells = [record[name] for name in names] + [usage.get(name) for name in _TOKENS]
-            writer.writerow([csv_cell(cell) for cell in cells])
-
-
-def _all(reader: SqliteTraceReader, query: TraceQuery) -> Iterator[dict[str, Any]]:
-    while True:
-        rows, mark = reader.page(query)
-        yield from rows
-        if mark is None:
-            return
-        query = replace(query, before=mark)
+        reader, query = open_reader(url), _query(given, limit=str(MAX_LIMIT))
+        kind = "ndjson" if is_json else kind
+        is_first = True
+        while True:
+            rows, mark = reader.page(query)
+            output.write(sheet(kind, rows, is_first=is_first))
+            if mark is None:
+                return
+            query, is_first = replace(query, before=mark), False
 
 
 def plain(value: object) -> str:
@@ -265,93 +279,3 @@ def _line(row: dict[str, Any]) -> tuple[str, ...]:
         dollars(row["cost_usd"]),
         dollars(row["saved_usd"]),
     )
-
-
-def _conversation(affinity: dict[str, Any] | None) -> Iterator[str]:
-    """What the conversation was bound to, and the price of a switch."""
-    if affinity is None:
-        return
-    kept = "kept" if affinity["kept"] else "not kept"
-    yield f"bound to lane {plain(affinity['lane'] or '-')}, {affinity['prefix_tokens']:,} tokens so far: {kept}"
-    cost = affinity["switch"]
-    if cost is not None:
-        earned, allowed, other = cost["turns_to_earn"], cost["turns_allowed"], plain(cost["to_model"])
-        for when in ("first", "later"):
-            stay, switch = dollars(cost[f"stay_{when}_usd"]), dollars(cost[f"switch_{when}_usd"])
-            yield f"{'next turn' if when == 'first' else 'each later':10}  {stay} there, {switch} on {other}"
-        yield f"not earned back within {allowed} turns" if earned is None else f"earned back by turn {earned}"
-        yield "estimates: turns like the last one"
-
-
-def _told(row: dict[str, Any]) -> Iterator[str]:
-    """One trace as a page of text."""
-    yield f"trace {row['trace_id']}  request {plain(row['request_id'] or '-')}"
-    yield f"{row['started_at']}  {plain(row['method'])} {plain(row['path'])}  {row['status']} {plain(row['outcome'])}"
-    if row["error_type"] or row["error_code"]:
-        yield f"error {plain(row['error_type'] or '-')} {plain(row['error_code'] or '')}".rstrip()
-    yield f"tenant {plain(row['tenant'] or '-')}  key {plain(row['key'] or '-')}  client {plain(row['client'] or '-')}"
-    yield ""
-    yield "route"
-    yield f"  {plain(row['model_asked'])} -> {plain(row['model_sent'])}  lane {plain(row['lane'] or '-')}"
-    yield f"  policy {plain(row['policy'])}@{plain(row['revision'])}  rule {plain(row['rule'] or '-')}"
-    if row["labels"]:
-        yield "  labels " + "  ".join(f"{plain(name)}={plain(value)}" for name, value in row["labels"].items())
-    if row["edits"]:
-        yield "  edits " + ", ".join(map(plain, row["edits"]))
-    yield from _section("why", [plain(reason) for reason in row["why"]])
-    yield from _section("conversation", list(_conversation(row["affinity"])))
-    yield from _section("attempts", [_attempt(attempt) for attempt in row["attempts"]])
-    usage = row["usage"]
-    if usage is not None:
-        yield from _section("usage", [f"{name} {usage[name]:,}" for name in _TOKENS if usage.get(name)] or ["none"])
-    yield from _section("facts", [f"{plain(name)} = {plain(value)}" for name, value in (row["facts"] or {}).items()])
-    asked, prices = plain(row["model_asked"]), plain(row["price_version"])
-    yield from _section(
-        "money",
-        [
-            f"cost      {dollars(row['cost_usd']):>14}",
-            f"baseline  {dollars(row['baseline_usd']):>14}  the same usage at {asked}",
-            f"saved     {dollars(row['saved_usd']):>14}  cache {_cache(row)}, prices {prices}",
-        ],
-    )
-    yield from _section("time", list(_waterfall(row)))
-
-
-def _cache(row: dict[str, Any]) -> str:
-    reason = plain(row["cache_reason"])
-    return plain(row["cache"]) + (f" ({reason})" if row["cache_reason"] else "")
-
-
-def _section(name: str, lines: list[str]) -> Iterator[str]:
-    if lines:
-        yield ""
-        yield name
-        yield from (f"  {line}" for line in lines)
-
-
-def _attempt(attempt: dict[str, Any]) -> str:
-    parts = [plain(attempt.get("lane")), plain(attempt.get("model")), plain(attempt.get("outcome"))]
-    if attempt.get("status") is not None:
-        parts.append(str(attempt["status"]))
-    if attempt.get("error_type"):
-        parts.append(plain(attempt["error_type"]))
-    if attempt.get("first_byte_s") is not None:
-        parts.append(f"first byte at {seconds(attempt['first_byte_s'])}")
-    parts.append(f"cost {dollars(attempt.get('cost_usd'))}")
-    return "  ".join(parts)
-
-
-def _waterfall(row: dict[str, Any]) -> Iterator[str]:
-    bars = [(span["name"], span["start_s"], span["end_s"]) for span in row["spans"]]
-    bars += [
-        (f"attempt {attempt['lane']}", attempt["started_s"], attempt.get("ended_s") or row["duration_s"])
-        for attempt in row["attempts"]
-        if "started_s" in attempt
-    ]
-    whole = max([row["duration_s"], 1e-9, *(end for _, _, end in bars)])
-    for name, start, end in sorted(bars, key=lambda bar: bar[1]):
-        left = min(_BAR - 1, round(start / whole * _BAR))
-        width = max(1, min(_BAR - left, round((end - start) / whole * _BAR)))
-        yield f"{plain(name)[:20]:<20} |{' ' * left}{'#' * width:<{_BAR - left}}| {seconds(end - start)}"
-    first, all_, own = (seconds(row[name]) for name in ("ttft_s", "duration_s", "overhead_s"))
-    yield f"first token {first}, all {all_}, the router {own}"

@@ -14,7 +14,7 @@ from router.seams import Deadlines, UpstreamCall
 from router.serve.attempts import Answer, Target, walk
 from router.serve.conversation import remember
 from router.serve.exchange import Exchange
-from router.serve.headers import RawHeaders, downstream_headers, first, header_value
+from router.serve.headers import RawHeaders, downstream_headers, first, header_value, with_trace_context
 from router.serve.ledger import book
 from router.serve.parts import Answered, Parts
 from router.serve.plan import Plan
@@ -178,7 +178,7 @@ class Asker:
         return UpstreamCall(
             "POST",
             incoming.target,
-            plan.headers,
+            with_trace_context(plan.headers, exchange.trace) if self._parts.sends_trace_context else plan.headers,
             (target.adapted or plan.request).with_model(target.model),
             deadlines,
         )

@@ -69,7 +69,7 @@ async def walk(
     call_for: Callable[[Target], UpstreamCall],
     jitter: Callable[[], float],
 ) -> Answer:
-    """Try the targets in order until one answers; every attempt is noted in the trace.
+    """Try the targets in order until one answers; every attempt is noted in the trace, before `call_for` is asked.
 
     `jitter` gives a number in [0, 1). Raises UpstreamUnreachable when no lane could be reached, UpstreamTimeout or
     UpstreamBroken when an attempt failed that may have been charged, ClientGone when the client left.
@@ -77,13 +77,12 @@ async def walk(
     first_failure: Answer | RouterError | None = None
     asked_failure: Answer | None = None
     for position, target in enumerate(route):
-        call = call_for(target)
         is_asked = target.model == exchange.trace.model_asked
         for number in range(retries + 1):
             attempt = Attempt(lane=target.lane.name, model=target.model, started_s=exchange.clock.now_s())
             exchange.trace.attempts.append(attempt)
             try:
-                reply = await _send(exchange, upstream, call, attempt)
+                reply = await _send(exchange, upstream, call_for(target), attempt)
                 answer = await _judge(exchange, reply, attempt, target, is_asked=is_asked)
             except (UpstreamTimeout, UpstreamBroken):
                 if isinstance(first_failure, Answer) and not is_asked:

@@ -9,6 +9,7 @@ from typing import Protocol
 from router.errors import ClientGone
 from router.facts.inspect import Facts
 from router.serve.headers import Credential, RawHeaders
+from router.trace.captured import Kept
 from router.trace.record import Trace
 
 
@@ -118,6 +119,7 @@ class Exchange:
     refused: list[str] = field(default_factory=list)  # lanes that could not take this request, with the reason
     after_last_byte: Callable[[], None] | None = None  # accounting that has to wait for the whole answer
     flight: Carrier | None = None  # the shared call that this request began
+    kept: Kept | None = None  # the answer as it is relayed, where content is captured
 
     def span(self, name: str, start_s: float) -> float:
         """Note that step `name` ran from `start_s` until now; returns now, the next step's start."""

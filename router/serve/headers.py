@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from router.trace.context import traceparent
 from router.trace.record import Trace
 
 RawHeaders = list[tuple[bytes, bytes]]
@@ -102,6 +103,11 @@ def upstream_headers(headers: RawHeaders, credential: Credential, *, is_metered:
     if credential.header:  # a browser's preflight has none
         kept.append((credential.header, credential.value))
     return kept
+
+
+def with_trace_context(headers: RawHeaders, trace: Trace) -> RawHeaders:
+    """The headers of the attempt that was noted last, with a `traceparent` of our own; nothing else of a context."""
+    return [*headers, (b"traceparent", traceparent(trace))]
 
 
 def downstream_headers(headers: RawHeaders) -> RawHeaders:

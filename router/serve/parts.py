@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from router.catalog.lookup import Catalog
-from router.seams import AffinityStore, CacheBackend, Deadlines, TraceSink, Upstream
+from router.seams import AffinityStore, CacheBackend, ContentSink, Deadlines, TraceSink, Upstream
 from router.serve.headers import RawHeaders
 from router.serve.plan import Planner
 from router.serve.relay import Relay
@@ -17,7 +17,8 @@ class Parts:
     """What the line needs from outside.
 
     `wall_clock` gives Unix seconds, `jitter` numbers in [0, 1). `report` says an unforeseen exception to the operator,
-    with the trace id.
+    with the trace id. `content` None: no content is captured. `sends_trace_context` says that calls carry a
+    `traceparent`.
     """
 
     planner: Planner
@@ -30,6 +31,8 @@ class Parts:
     wall_clock: Callable[[], float]
     jitter: Callable[[], float]
     report: Callable[[str, BaseException], None]
+    content: ContentSink | None = None
+    sends_trace_context: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from router.seams import UpstreamCall
 from router.serve.ask import MAX_PLAIN_ANSWER, json_object
 from router.serve.attempts import Target, walk
 from router.serve.exchange import Exchange
-from router.serve.headers import RawHeaders, downstream_headers, first, upstream_headers
+from router.serve.headers import RawHeaders, downstream_headers, first, upstream_headers, with_trace_context
 from router.serve.parts import Outgoing, Parts
 from router.serve.plan import PolicySource
 from router.serve.relay import RawRelay, collect
@@ -76,13 +76,10 @@ class Passthrough:
     ) -> tuple[int, RawHeaders, RawRelay | None, bytes | None]:
         """One attempt → (status, headers, relay, None), or with the body read when it is JSON of bounded size."""
         incoming, trace = exchange.incoming, exchange.trace
-        call = UpstreamCall(
-            incoming.method,
-            incoming.target,
-            upstream_headers(incoming.headers, incoming.credential, is_metered=is_read),
-            incoming.body,
-            self._parts.deadlines,
-        )
+        sent = upstream_headers(incoming.headers, incoming.credential, is_metered=is_read)
+        if self._parts.sends_trace_context:
+            sent = with_trace_context(sent, trace)
+        call = UpstreamCall(incoming.method, incoming.target, sent, incoming.body, self._parts.deadlines)
         target = Target(_NO_LANE, "")
         answer = await walk(exchange, self._parts.upstream, (target,), 0, lambda _: call, self._parts.jitter)
         trace.status = answer.status

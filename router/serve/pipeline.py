@@ -12,11 +12,14 @@ from router.serve.ask import Asker
 from router.serve.cached import CachedLine
 from router.serve.conversation import recall
 from router.serve.exchange import Exchange
-from router.serve.headers import router_headers
+from router.serve.headers import Credential, router_headers
 from router.serve.ledger import book
 from router.serve.parts import Answered, Outgoing, Parts
 from router.serve.plan import Plan
+from router.trace.captured import Content, Kept
+from router.trace.context import root_span_id
 
+CAPTURED = ("messages", "count_tokens", "batches")  # endpoints whose content may be captured
 MAX_READ_IN_LOOP = 128 * 1024  # bytes of a request body that are read without a thread: a millisecond or so
 
 
@@ -27,6 +30,13 @@ class Pipeline:
         self._parts = parts
         self._asker = Asker(parts)
         self._cached = None if parts.cache is None else CachedLine(parts, parts.cache, self._asker)
+
+    def begin(self, exchange: Exchange) -> None:
+        """Take note of a request that is complete and whose caller is known, before anything is done about it."""
+        content, trace = self._parts.content, exchange.trace
+        if content is not None and trace.endpoint in CAPTURED:
+            room = content.room(root_span_id(trace))  # never the caller's choice, as a continued trace id is
+            exchange.kept = Kept(room) if room else None
 
     async def messages(self, exchange: Exchange) -> Outgoing:
         """Answer one Messages request. Raises RouterError when there is no answer to give."""
@@ -105,6 +115,26 @@ class Pipeline:
         trace.overhead_s = max(0.0, trace.duration_s - exchange.clock.waited_s)
         for sink in self._parts.sinks:
             sink.write(trace)
+        if exchange.kept is not None and self._parts.content is not None:
+            self._parts.content.write(_content(exchange, exchange.kept))
+
+
+def _content(exchange: Exchange, kept: Kept) -> Content:
+    incoming, trace = exchange.incoming, exchange.trace
+    credentials = {incoming.credential.secret()}
+    for name, value in incoming.headers:
+        if name in (b"x-api-key", b"authorization"):
+            credentials.add(Credential(name, value.strip()).secret())
+    is_error = trace.outcome != "ok" or trace.status >= 400
+    return Content(
+        trace.trace_id,
+        trace.started_at_ns,
+        is_error,
+        incoming.body,
+        tuple(kept.chunks),
+        kept.bytes,
+        tuple(credentials),
+    )
 
 
 def _outgoing(exchange: Exchange, answered: Answered) -> Outgoing:

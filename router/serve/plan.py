@@ -127,7 +127,7 @@ class Planner:
         caller = self._caller(exchange, policy.name)
         facts = inspect(request, caller, self.catalog)
         exchange.facts, exchange.headers_read = facts, policy.headers_read
-        trace.client, trace.conversation = facts.client, facts.conversation_key
+        trace.client, trace.conversation, trace.session = facts.client, facts.conversation_key, facts.session_key
         at = exchange.span("inspected", at)
 
         decision = self._decide(exchange, policy, facts, request)

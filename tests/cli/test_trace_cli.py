@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -192,9 +193,13 @@ def test_the_report_adds_up(url: str) -> None:
     assert result["totals"]["unknown_cost"] == 1
     text = run(report, "--traces", url, "--since", "4h").stdout
     assert text.splitlines()[0].startswith("RULE")
-    assert text.splitlines()[-1].split()[:2] == ["all", "3"]
+    assert any(line.split()[:2] == ["all", "3"] for line in text.splitlines())
     assert "\x1b" not in text
     assert run(report, "--traces", url, "--by", "moon").exit_code == 2
+    assert run(report, "--traces", url, "--json", "--csv").exit_code == 2
+    rows = list(csv.DictReader(io.StringIO(run(report, "--traces", url, "--by", "conversation", "--csv").stdout)))
+    assert sum(int(row["requests"]) for row in rows) == result["totals"]["requests"]
+    assert sum(Decimal(row["cost_usd"]) for row in rows) == Decimal(str(result["totals"]["cost_usd"]))
 
 
 def test_cost_without_a_baseline_has_a_line_of_its_own(url: str, tmp_path: Path) -> None:
@@ -206,4 +211,4 @@ def test_cost_without_a_baseline_has_a_line_of_its_own(url: str, tmp_path: Path)
     totals = json.loads(run(report, "--traces", url, "--json").stdout)["totals"]
     assert totals["cost_usd"] == pytest.approx(totals["baseline_usd"] - totals["saved_usd"], abs=1e-15)
     assert (totals["unknown_cost"], totals["cost_without_baseline_usd"]) == (2, 0.0033)
-    assert run(report, "--traces", url).stdout.splitlines()[-1].startswith("of UNKNOWN: 0.003300 $")
+    assert "\nof UNKNOWN: 0.003300 $" in run(report, "--traces", url).stdout

@@ -180,6 +180,23 @@ def test_a_record_holds_no_text(catalog: Catalog) -> None:
     assert json.loads(record)["user"].startswith("hash-")
 
 
+@pytest.mark.parametrize(
+    "header",
+    ["api-key", "x-goog-api-key", "x-auth-token", "x-amz-security-token", "set-cookie", "x-db-password", "x-session"],
+)
+def test_a_header_that_may_hold_a_credential_is_recorded_only_as_set(catalog: Catalog, header: str) -> None:
+    """A rule may read it; whoever reads traces does not."""
+    facts = inspect(request(), Caller(headers={header: "canary-1"}), catalog)
+    assert facts.get(f"header.{header}") == "canary-1"
+    assert (
+        facts.recorded(headers=(header, "x-other-key")).items()
+        >= {
+            f"header.{header}": "(set)",
+            "header.x-other-key": None,
+        }.items()
+    )
+
+
 def test_a_record_holds_no_free_text_of_fields_with_few_values(catalog: Catalog) -> None:
     """`thinking` and `effort` are recorded as values of the API, whatever stands there; rules see what was sent."""
     secret = "a very private sentence"

@@ -206,7 +206,8 @@ def test_each_header_of_the_router_is_documented() -> None:
 def test_the_metrics_table_is_the_code() -> None:
     """Every metric family that is served stands in the operations page with its type, and no other."""
     links = ("redis", "redis_affinity")
-    names = ("upstream_pool", "cache", "flights", "affinity", *links, "policies", "models_refresh", "traces")
+    sinks = ("traces", "capture", "otlp")
+    names = ("upstream_pool", "cache", "flights", "affinity", *links, "policies", "models_refresh", *sinks)
     gauges = dict.fromkeys(names, dict)
     distributions = {link: lambda: ({float("inf"): 0}, 0.0) for link in links}
     sink = MetricsSink(gauges=gauges, distributions=distributions, revision=lambda: "r1")
@@ -219,14 +220,15 @@ def test_the_metrics_table_is_the_code() -> None:
 @pytest.mark.anyio
 async def test_the_running_router_serves_these_metrics(redis_server: RedisServer) -> None:
     """The parts are joined to the metrics: with everything on, each family of the table is there, and each stat."""
-    settings = {"cache": redis_server.url, "affinity": f"{redis_server.url}/1"}
+    settings = {"cache": redis_server.url, "affinity": f"{redis_server.url}/1", "capture": "1%"}
     async with stage(policy=always("cache: {ttl: 1h}"), **settings) as s:
         for _ in range(2):
             await s.messages()
         served = (await asyncio.to_thread(s.app.metrics.render)).decode()
     families = set(re.findall(r"^# TYPE (\w+) ", served, re.MULTILINE))
     rows = table(page("docs/operations.md"), "metric")
-    assert {row[0].strip("`") for row in rows} - families == {"router_models_refresh"}  # off without a key of its own
+    off = {"router_models_refresh", "router_otlp"}  # without a key of its own, and without a collector
+    assert {row[0].strip("`") for row in rows} - families == off
     assert families <= {row[0].strip("`") for row in rows}
     assert 'router_cache_requests_total{reason="",result="hit"} 1.0' in served
     assert 'router_flights{stat="begun"} 1.0' in served
