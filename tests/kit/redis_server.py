@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import random
 import shutil
 import signal
 import socket
@@ -48,19 +49,24 @@ def _packaged(package: str, pattern: str) -> str | None:
     return None
 
 
-def _free_port(is_node: bool) -> int:
-    """A port that is free now; of a node also the one 10,000 above, where it speaks to the other nodes."""
-    while True:
-        with socket.socket() as probe, socket.socket() as second:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            if not is_node:
-                return port
+def _free_port(*, is_node: bool = False) -> int:
+    """A port that nothing listens on, nor on that of a node's bus.
+
+    It lies below the ports that the system gives to connections, and in a range of this worker's own: between the
+    choice and the start nobody takes it, so that no test talks to another one's server.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    first = 10_000 + int(worker) % 4 * 2_500
+    for port in random.sample(range(first, first + 2_500), 2_500):
+        with socket.socket() as probe, socket.socket() as bus:
             try:
-                second.bind(("127.0.0.1", port + 10_000))
-            except (OSError, OverflowError):
+                probe.bind(("127.0.0.1", port))
+                if is_node:
+                    bus.bind(("127.0.0.1", port + 10_000))
+            except OSError:
                 continue
             return port
+    raise AssertionError("no free port")
 
 
 class RedisServer:
@@ -76,7 +82,7 @@ class RedisServer:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._is_frozen = False
-        self.port = _free_port(is_node)
+        self.port = _free_port(is_node=is_node)
         where = ("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(folder))
         if config is not None:
             file = folder / f"sentinel-{self.port}.conf"
