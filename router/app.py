@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
 import random
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
@@ -22,9 +20,9 @@ from router.cache.desk import CacheDesk, kind_of
 from router.catalog.lookup import Catalog
 from router.catalog_file import load_catalog
 from router.classify.model import LinearClassifier
-from router.errors import MissingCredential, SettingsError
+from router.doorkeeper import checked_ties, client_keys, doorkeeper
+from router.errors import SettingsError
 from router.facts.vocabulary import WEEKDAYS
-from router.keys import KeyRing, read_keys
 from router.otel import open_otlp, origin_of
 from router.policy.check import compile_folder
 from router.policy.compile import PolicySet
@@ -49,7 +47,7 @@ from router.trace.sqlite import SqliteTraceReader, SqliteTraceSink, open_sink, p
 from router.trace.upkeep import Retention
 from router.upstream.http1 import Http1Upstream
 from router.web.admin import AdminServices, create_admin
-from router.web.api import Api, ApiServices, Identity
+from router.web.api import Api, ApiServices
 from router.web.status import StatusServices
 
 _log = logging.getLogger("router")
@@ -70,7 +68,7 @@ class App:
             compile_folder, catalog=self.catalog, classify=self.classifier.label, folder=settings.policies
         )
         self._is_serving = False
-        ring = _client_keys(settings)
+        ring = client_keys(settings)
         self._ties: tuple[tuple[str, str], ...] = ()  # names of keys with a policy of their own, and of that policy
         self.policies = PolicyStore(
             Path(settings.policies), compile_set, observe=self._say_reload, history=_policy_history(settings)
@@ -82,7 +80,7 @@ class App:
                 settings.policies,
                 self.policies.current.revision,
             )
-        self._ties = _checked_ties(settings, ring, self.policies.current.policies)
+        self._ties = checked_ties(settings, ring, self.policies.current.policies)
         self.stores = open_stores(settings)
         cache = self.stores.cache
         self.upstream = Http1Upstream(settings.upstream_url)
@@ -101,7 +99,7 @@ class App:
         }
         if cache is not None:
             gauges["cache"] = cache.stats
-            gauges["flights"] = lambda: self.pipeline.stats()  # noqa: PLW0108 - there is none yet
+            gauges["flights"] = self._flight_figures
         for name, link in self.stores.links.items():
             gauges[name] = link.stats
         if self.stores.affinity is not None:
@@ -149,7 +147,7 @@ class App:
             ApiServices(
                 pipeline=self.pipeline,
                 passthrough=Passthrough(parts, self.policies, settings.public_url),
-                identify=_doorkeeper(settings, ring),
+                identify=doorkeeper(settings, ring),
                 new_trace_id=TraceIds(os.urandom),
                 monotonic=time.perf_counter,
                 wall_clock_ns=time.time_ns,
@@ -242,6 +240,9 @@ class App:
         finally:
             closing = [sink.close for sink in (self.traces, self.capture, self.otlp) if sink is not None]
             await asyncio.gather(*(asyncio.to_thread(close) for close in closing))
+
+    def _flight_figures(self) -> Mapping[str, int]:
+        return self.pipeline.stats()
 
     def _policy_figures(self) -> Mapping[str, int]:
         status = self.policies.status()
@@ -339,61 +340,10 @@ def _say_refresh(is_ok: bool, text: str) -> None:
         _log.error("models: not refreshed, what was known stays in force: %s", text)
 
 
-def load_keys(path: str) -> KeyRing:
-    """The key ring of a file. Raises SettingsError."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as exc:
-        raise SettingsError(f"`keys`: cannot read `{path}`: {exc.strerror}") from exc
-    return read_keys(path, data)
-
-
-def _client_keys(settings: Settings) -> KeyRing | None:
-    """The keys that clients authenticate with; None where the router passes on credentials. Raises SettingsError."""
-    return load_keys(settings.keys) if settings.keys is not None and settings.upstream_api_key is not None else None
-
-
-def _checked_ties(
-    settings: Settings, ring: KeyRing | None, policies: Mapping[str, object]
-) -> tuple[tuple[str, str], ...]:
-    """Keys with a policy of their own; SettingsError where there is no such policy: every request would be refused."""
-    ties = tuple(ring.tied()) if ring is not None else ()
-    for key, policy in ties:
-        if policy not in policies:
-            near = get_close_matches(policy, policies, 1)
-            raise SettingsError(
-                f"`keys`: the key `{key}` of `{settings.keys}` names the policy `{policy}`, which does not exist",
-                hint=f"did you mean `{near[0]}`?" if near else f"`{settings.policies}` is the folder of policies",
-            )
-    return ties
-
-
-def _doorkeeper(settings: Settings, ring: KeyRing | None) -> Callable[[Credential], Identity]:
-    """Who a credential is: a key of ours with the upstream's key in its place, or the client's own passed on."""
-    if ring is not None and settings.upstream_api_key is not None:
-        upstream = Credential(b"x-api-key", settings.upstream_api_key.encode())
-
-        def identify(credential: Credential) -> Identity:
-            key = ring.find(credential.secret())
-            if key is None:
-                raise MissingCredential("invalid x-api-key")
-            return Identity(key.tenant, key.name, key.policy, upstream)
-
-        return identify
-    # Without the owner's secret the hash is still one-way and of a domain of its own; API keys are long and random.
-    secret = hashlib.sha256(b"model-router tenant\0" + (settings.tenant_secret or "").encode()).digest()
-
-    def pass_on(credential: Credential) -> Identity:
-        name = hashlib.blake2b(credential.secret(), key=secret, digest_size=16).hexdigest()
-        return Identity(name, "", None, credential)
-
-    return pass_on
-
-
 def _report(trace_id: str, error: BaseException) -> None:
     """Say where an unforeseen error came from; its message is left out, because it may hold a client's words."""
     places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
     _log.error("trace %s: unforeseen %s at %s", trace_id, type(error).__name__, " < ".join(reversed(places)))
 
 
-__all__ = ["App", "Calendar", "Catalog", "load_keys", "shipped_classifier"]
+__all__ = ["App", "Calendar", "Catalog", "shipped_classifier"]

@@ -112,7 +112,7 @@ class Pipeline:
             trace.facts = exchange.facts.recorded(exchange.headers_read)
         if exchange.refused:
             trace.why = (*trace.why, *exchange.refused)
-        trace.overhead_s = max(0.0, trace.duration_s - exchange.clock.waited_s)
+        trace.overhead_s = min(trace.duration_s, max(0.0, trace.duration_s - exchange.clock.waited_s))
         for sink in self._parts.sinks:
             sink.write(trace)
         if exchange.kept is not None and self._parts.content is not None:

@@ -165,7 +165,8 @@ class Planner:
         headers = upstream_headers(incoming.headers, incoming.credential, is_metered=True)
         key, adapted = None, primary.adapted or request
         trace.cache_reason = self._why_bypassed(decision.cache, adapted, wishes)
-        if decision.cache is not None and self.cache_secret is not None and not trace.cache_reason:
+        is_cached = trace.endpoint == "messages" and not trace.cache_reason  # a count is never cached
+        if decision.cache is not None and self.cache_secret is not None and is_cached:
             key = cache_key(
                 adapted,
                 scope="shared" if decision.cache.scope == "shared" else "tenant:" + incoming.tenant,
