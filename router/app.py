@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from router.cache.desk import CacheDesk, kind_of
+from router.capture_file import open_capture
 from router.catalog.lookup import Catalog
 from router.catalog_file import load_catalog
 from router.classify.model import LinearClassifier
@@ -37,7 +38,7 @@ from router.serve.pipeline import Pipeline
 from router.serve.plan import Planner
 from router.serve.refresh import ModelRefresh
 from router.settings import Settings, refresh_s, traces_keep_s
-from router.stores import cache_secret, maintained, open_capture, open_stores
+from router.stores import cache_secret, maintained, open_stores
 from router.trace.again import decide_again
 from router.trace.metrics import MetricsSink
 from router.trace.recent import RecentTraces

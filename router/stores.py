@@ -1,7 +1,4 @@
-"""Opens what processes share: the response cache, and where conversations are remembered; one link per Redis.
-
-And the capture file, which nothing shares.
-"""
+"""Opens what processes share: the response cache, and where conversations are remembered; one link per Redis."""
 
 from __future__ import annotations
 
@@ -15,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from router.affinity.memory import MemoryAffinity
@@ -28,10 +24,7 @@ from router.cache.redis import RedisCache
 from router.errors import SettingsError
 from router.redis_link import RedisLink, check_redis_url
 from router.seams import AffinityStore, CacheBackend
-from router.settings import Settings, capture_keep_s, capture_share, without_password
-from router.trace.capture import Capture
-from router.trace.capture_redact import read_rules
-from router.trace.sqlite import path_of
+from router.settings import Settings, without_password
 
 _log = logging.getLogger("router")
 
@@ -196,35 +189,3 @@ class _Voice:
             _log.info("redis: back, %s are shared again", uses)
         else:
             _log.error("redis: %s; until it is back, %s are not shared", reason, uses)
-
-
-def open_capture(settings: Settings) -> Capture | None:
-    """What captures content; None where that is off and nothing is left from before. Raises SettingsError.
-
-    A file from before is still opened while capture is off: what it holds must not outlive its time.
-    """
-    rules = read_rules(settings.capture_redact)
-    share, trace_file = capture_share(settings), path_of(settings.traces)
-    if settings.capture_file is not None:
-        path = Path(settings.capture_file)
-    elif trace_file is not None:
-        path = trace_file.with_name(f"{trace_file.stem}-content.db")
-    elif share:
-        raise SettingsError(
-            f"`capture` is `{settings.capture}` and there is no file for it",
-            hint="name one with `capture_file`, or keep `traces` in a file",
-        )
-    else:
-        return None
-    if trace_file is not None and path.absolute() == trace_file.absolute():
-        raise SettingsError("`capture_file` is the file of `traces`, expected a file of its own")
-    if not share and not path.exists():
-        return None
-    return Capture(
-        path,
-        share=share,
-        is_errors_only=settings.capture == "errors",
-        max_bytes=settings.capture_max_kb * 1024,
-        keep_s=capture_keep_s(settings),
-        rules=rules,
-    )

@@ -24,7 +24,8 @@ FLOORS: dict[str, str] = {
     "policy.store": "4 west", "upstream": "4 west", "cache": "4 west", "trace": "4 west", "jobs": "4 west",
     "serve": "4 east",
     "web": "5",
-    "settings": "6", "otel": "6", "app": "6", "stores": "6", "doorkeeper": "6", "catalog_file": "6", "cli": "6",
+    "settings": "6", "otel": "6", "app": "6", "stores": "6", "doorkeeper": "6", "capture_file": "6",
+    "catalog_file": "6", "cli": "6",
     "simulator": "apart",
 }  # fmt: skip
 
