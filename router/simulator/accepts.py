@@ -12,7 +12,10 @@ from datetime import date
 from typing import Any
 
 from router.simulator import betas as b
+from router.simulator.advisor import check_advisor
 from router.simulator.call import Call
+from router.simulator.compaction import check_context
+from router.simulator.fallback import check_fallbacks
 from router.simulator.record import ModelRecord, Roster
 from router.simulator.refusal import Refusal, extra_input, missing
 from router.simulator.structured import check_structured
@@ -38,10 +41,11 @@ def check_accepts(call: Call, roster: Roster) -> None:
     _tool_changes(call)
     _prefill(call)
     _tools(call)
+    check_advisor(call, roster)
     _output(call)
     _places(call)
     _context_features(call)
-    _fallbacks(call, roster)
+    check_fallbacks(call, roster, lambda handed_on: check_accepts(handed_on, roster))
     _images(call)
 
 
@@ -318,44 +322,12 @@ def _places(call: Call) -> None:
 
 
 def _context_features(call: Call) -> None:
-    body = call.body
-    edits = (body.get("context_management") or {}).get("edits") or []
-    for index, edit in enumerate(edits):
-        kind = edit.get("type") if isinstance(edit, dict) else None
-        if kind not in ("clear_tool_uses_20250919", "clear_thinking_20251015", "compact_20260112"):
-            raise Refusal(f"context_management.edits.{index}: Input tag '{kind}' found using 'type' does not match")
-        if kind == "compact_20260112":
-            if not b.has_any(call.betas, b.COMPACT_EDIT):
-                raise Refusal(f"context_management.edits.{index}: Input tag '{kind}' found using 'type' does not match")
-            _refuse_compaction(call)
-    if body.get("compaction") is not None:
-        _refuse_compaction(call)
-        if body.get("context_management") is not None:
-            raise Refusal("compaction: cannot be combined with `context_management`")
-    if body.get("thread") is not None:
+    check_context(call)
+    if call.body.get("thread") is not None:
         raise Refusal(
             "thread: this request cannot run as a message thread; send the whole conversation",
             details={"error_code": "thread_unsupported_request"},
         )
-
-
-def _refuse_compaction(call: Call) -> None:
-    if not call.model.fields["compaction_beta"]:
-        raise Refusal("compaction is not supported on this model")
-
-
-def _fallbacks(call: Call, roster: Roster) -> None:
-    fallbacks = call.body.get("fallbacks")
-    if fallbacks is None or fallbacks == "default":
-        return
-    if not isinstance(fallbacks, list) or len(fallbacks) > 3:
-        raise Refusal("fallbacks: Input should be 'default' or a list of at most 3 entries")
-    allowed = call.model.fields["server_fallback_targets"] or []
-    for index, entry in enumerate(fallbacks):
-        name = entry.get("model") if isinstance(entry, dict) else None
-        target = roster.known(name) if isinstance(name, str) else None
-        if target is None or target.id not in allowed:
-            raise Refusal(f"fallbacks.{index}.model: '{name}' is not an allowed fallback model for {call.model.id}")
 
 
 def _images(call: Call) -> None:

@@ -5,14 +5,17 @@ Everything is drawn from the request and the seed, so the same request always ge
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from router.simulator.advisor import advisor_tool, consulted
 from router.simulator.call import Call
 from router.simulator.compose import musing, write
 from router.simulator.dice import Dice
 from router.simulator.reading import to_json
+from router.simulator.record import ModelRecord
 from router.simulator.schema import Filler
 from router.simulator.structured import output_schema
 from router.simulator.task import Task, block_text, last_user_text, last_user_words, read_task
@@ -20,7 +23,10 @@ from router.simulator.thinking import Origin, digest, prefix_to_bind, sign
 from router.simulator.tokens import text_tokens
 from router.simulator.words import closest_sentence, keywords
 
-REFUSAL_MARK = "SIMULATE_REFUSAL"
+# In the text of a request: every model declines, or those in brackets; LATE ones when they have begun to answer.
+REFUSAL_MARK = re.compile(r"SIMULATE_(LATE_)?REFUSAL(?:\(([^)]*)\))?")
+WRITTEN_BEFORE_LATE_REFUSAL = 12  # tokens
+REFUSAL = {"type": "refusal", "category": "general_harms", "explanation": "The simulator was asked to refuse."}
 THINKING_WORDS: Mapping[str, tuple[int, int]] = {  # effort -> words of thought on (easy, hard) work
     "low": (0, 25),
     "medium": (0, 60),
@@ -44,6 +50,7 @@ class Answer:
     thinking_tokens: int
     web_searches: int = 0
     thought: str = ""  # what was thought, shown or not; paces a stream
+    advised_at: int | None = None  # output tokens before the advice came; None where no advisor was asked
 
 
 def request_seed(body: Mapping[str, Any]) -> str:
@@ -51,14 +58,35 @@ def request_seed(body: Mapping[str, Any]) -> str:
     return digest({name: value for name, value in body.items() if name not in ("stream", "metadata", "cache_control")})
 
 
-def answer(call: Call, body: dict[str, Any], prefix: str, organization: str, room: int, seed: int) -> Answer:
-    """Answer a request. `body` is the one after dropped thinking, `room` the tokens left in the context window."""
+def declines(text: str, model_id: str) -> str:
+    """Whether a model declines a request with this text: `at once`, `late`, or not (empty)."""
+    for match in REFUSAL_MARK.finditer(text):
+        if match[2] is None or model_id in match[2].replace(",", " ").split():
+            return "late" if match[1] else "at once"
+    return ""
+
+
+def answer(
+    call: Call,
+    body: dict[str, Any],
+    prefix: str,
+    organization: str,
+    room: int,
+    seed: int,
+    advisor: ModelRecord | None = None,
+) -> Answer:
+    """Answer a request. `body` is the one after dropped thinking, `room` the tokens left in the context window.
+
+    `advisor` is the model of its advisor tool, where it has one.
+    """
     dice = Dice(seed, request_seed(call.body), call.model.id)
     message_id = dice.token("message", "msg_")
-    if last_user_text(body).find(REFUSAL_MARK) >= 0:
-        details = {"type": "refusal", "category": "general_harms", "explanation": "The simulator was asked to refuse."}
-        return Answer(message_id, (), "refusal", None, details, 1, 0)
+    declined = declines(last_user_text(body), call.model.id)
+    if declined == "at once":
+        return Answer(message_id, (), "refusal", None, dict(REFUSAL), 1, 0)
     limit = min(call.body["max_tokens"], room)
+    if declined:
+        limit = min(limit, WRITTEN_BEFORE_LATE_REFUSAL)
     if limit <= 0:
         return Answer(message_id, (), "max_tokens", None, None, 0, 0)
     task = read_task(body)
@@ -66,7 +94,10 @@ def answer(call: Call, body: dict[str, Any], prefix: str, organization: str, roo
     maker = _Maker(call, limit)
     if thought:
         maker.think(thought, lambda kept: _thinking_block(call, kept, prefix, organization, message_id))
-    for block in _plan(call, body, task, dice):
+    advised_at = None
+    for block in _plan(call, body, task, dice, advisor):
+        if block["type"] == "advisor_tool_result" and maker.stop_reason is None:
+            advised_at = maker.used
         maker.add(block)
         if maker.stop_reason:
             break
@@ -75,17 +106,20 @@ def answer(call: Call, body: dict[str, Any], prefix: str, organization: str, roo
         reason = "model_context_window_exceeded"
     if reason is None:
         reason = "tool_use" if any(block["type"] == "tool_use" for block in maker.content) else "end_turn"
-    searches = sum(block["type"] == "server_tool_use" for block in maker.content)
+    if declined:
+        reason = "refusal"
+    searches = sum(block["type"] == "web_search_tool_result" for block in maker.content)
     return Answer(
         message_id,
         tuple(maker.content),
         reason,
-        maker.stop_sequence,
-        None,
+        None if declined else maker.stop_sequence,
+        dict(REFUSAL) if declined else None,
         maker.used,
         maker.thinking_tokens,
         searches,
         maker.thought,
+        advised_at,
     )
 
 
@@ -186,8 +220,20 @@ def _thinking_block(call: Call, thought: str, prefix: str, organization: str, me
     return {"type": "thinking", "thinking": shown, "signature": sign(origin)}
 
 
-def _plan(call: Call, body: dict[str, Any], task: Task, dice: Dice) -> list[dict[str, Any]]:
+def _plan(
+    call: Call, body: dict[str, Any], task: Task, dice: Dice, advisor: ModelRecord | None
+) -> list[dict[str, Any]]:
     """The blocks after the thinking, before anything cuts them short."""
+    blocks = _work(call, body, task, dice)
+    tool = advisor_tool(call.body)
+    choice = call.body.get("tool_choice") or {}
+    is_free = choice.get("type", "auto") == "auto" or choice.get("name") == "advisor"
+    if tool is None or advisor is None or not is_free or _results(body):
+        return blocks
+    return [*consulted(tool, advisor, task, dice), *blocks]
+
+
+def _work(call: Call, body: dict[str, Any], task: Task, dice: Dice) -> list[dict[str, Any]]:
     schema = output_schema(call.body)
     choice = (call.body.get("tool_choice") or {}).get("type", "auto")
     tools = [

@@ -21,6 +21,7 @@ from router.simulator.answer import Answer
 from router.simulator.batches import BatchStore
 from router.simulator.delivery import Chunk, Delivery, End, stream_chunks
 from router.simulator.files import OLD_SHAPE_BETA
+from router.simulator.iterations import Iteration
 from router.simulator.message import Outcome
 from router.simulator.modelpages import model_info, model_page
 from router.simulator.reading import BATCH_MAX_BYTES, FILE_MAX_BYTES, MESSAGES_MAX_BYTES, read_object, to_json
@@ -158,13 +159,12 @@ class _Api:
 
         def end(tokens: float, is_complete: bool) -> None:
             record["is_disconnected"] = not is_complete
-            usage = outcome.usage() if is_complete else outcome.partial_usage(tokens)
-            simulator.ledger.bill(request_id, outcome.call.model, usage, is_complete=is_complete)
+            simulator.bill(request_id, outcome, None if is_complete else tokens)
 
         return Delivery(
             chunks,
             headers=headers,
-            on_begin=lambda: simulator.cache.commit(outcome.plan, started_s),
+            on_begin=lambda: simulator.keep(outcome, started_s),
             on_end=end,
             ends=ends,
             first_wait_s=first_wait_s,
@@ -336,4 +336,4 @@ def _worded(outcome: Outcome, text: str | None) -> Outcome:
         return outcome
     tokens = text_tokens(text, outcome.call.model)
     said = Answer(outcome.answer.message_id, ({"type": "text", "text": text},), "end_turn", None, None, tokens, 0)
-    return replace(outcome, answer=said)
+    return replace(outcome, answer=said, iterations=(Iteration("message", outcome.call, outcome.plan, tokens),))

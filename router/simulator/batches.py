@@ -164,8 +164,8 @@ class BatchStore:
             outcome = simulator.run(params, caller, is_batch=True)
         except Refusal as refusal:
             return {"type": "errored", "error": refusal.envelope(request_id)}
-        simulator.cache.commit(outcome.plan, simulator.settings.clock())
-        simulator.ledger.bill(request_id, outcome.call.model, outcome.usage())
+        simulator.keep(outcome, simulator.settings.clock())
+        simulator.bill(request_id, outcome)
         return {"type": "succeeded", "message": outcome.message()}
 
 

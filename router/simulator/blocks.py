@@ -47,6 +47,9 @@ BLOCK_BETAS: Mapping[str, tuple[str, ...]] = {
     "mcp_tool_use": b.TOP_LEVEL_BETAS["mcp_servers"],
     "mcp_tool_result": b.TOP_LEVEL_BETAS["mcp_servers"],
     "mcp_tool_listing": b.TOP_LEVEL_BETAS["mcp_servers"],
+    "compaction": (*b.COMPACT_EDIT, *b.TOP_LEVEL_BETAS["compaction"]),
+    "fallback": b.TOP_LEVEL_BETAS["fallbacks"],
+    "advisor_tool_result": b.TOOL_BETAS["advisor_20260301"],
 }
 USER_ONLY = frozenset({"image", "search_result", "tool_result", "container_upload"})
 ASSISTANT_ONLY = frozenset(

@@ -47,6 +47,11 @@ class Call:
         return "fast" if is_fast else "standard"
 
     @property
+    def geo(self) -> str:
+        """Where the request is worked on: `global` or `us`."""
+        return str(self.body.get("inference_geo") or "global")
+
+    @property
     def forces_tool(self) -> bool:
         """Whether `tool_choice` is `any` or `tool`."""
         return (self.body.get("tool_choice") or {}).get("type") in ("any", "tool")

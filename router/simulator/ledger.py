@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -21,11 +21,33 @@ KEPT_BODY_BYTES = 64 * 1024 * 1024
 
 
 def cost_pusd(usage: Mapping[str, Any], model: ModelRecord, roster: Roster) -> int:
-    """The price of one answer in pico-dollars (USD x 10^12).
+    """The price of one sampling call in pico-dollars (USD x 10^12).
 
     `usage` is as the API reports it. Tokens cost by category at the tier of the whole prompt; batch, region and fast
     mode multiply; each web search adds its own price. Source: pricing documentation.
     """
+    searches = (usage.get("server_tool_use") or {}).get("web_search_requests") or 0
+    return _pusd(_usd(usage, model) + _searches_usd(searches, roster))
+
+
+def bill_pusd(charges: Sequence[tuple[ModelRecord, Mapping[str, Any]]], searches: int, roster: Roster) -> int:
+    """The price of an answer that took several sampling calls: each at its own model and prompt length, rounded once.
+
+    Web searches are paid once, whichever call made them.
+    """
+    calls = sum((_usd(usage, model) for model, usage in charges), Fraction())
+    return _pusd(calls + _searches_usd(searches, roster))
+
+
+def _searches_usd(searches: int, roster: Roster) -> Fraction:
+    return searches * Fraction(str(roster.global_rules["web_search_usd_per_search"]))
+
+
+def _pusd(usd: Fraction) -> int:
+    return round(usd * PUSD_PER_USD)
+
+
+def _usd(usage: Mapping[str, Any], model: ModelRecord) -> Fraction:
     created = usage.get("cache_creation") or {}
     total_written = usage.get("cache_creation_input_tokens") or 0
     write_1h = created.get("ephemeral_1h_input_tokens") or 0
@@ -49,9 +71,7 @@ def cost_pusd(usage: Mapping[str, Any], model: ModelRecord, roster: Roster) -> i
         usd *= Fraction(str(model.fields["batch_multiplier"]))
     if usage.get("inference_geo") == "us":
         usd *= Fraction(str(model.fields["us_inference_multiplier"] or 1))
-    searches = (usage.get("server_tool_use") or {}).get("web_search_requests") or 0
-    usd += searches * Fraction(str(roster.global_rules["web_search_usd_per_search"]))
-    return round(usd * PUSD_PER_USD)
+    return usd
 
 
 @dataclass(slots=True)
@@ -61,14 +81,30 @@ class Ledger:
     roster: Roster
     entries: list[dict[str, Any]] = field(default_factory=list)
 
-    def bill(self, request_id: str, model: ModelRecord, usage: Mapping[str, Any], *, is_complete: bool = True) -> None:
-        """Book one answer; `is_complete` is False for a stream that the client or a script cut."""
+    def bill(
+        self,
+        request_id: str,
+        model: ModelRecord,
+        usage: Mapping[str, Any],
+        *,
+        charges: Sequence[tuple[ModelRecord, Mapping[str, Any]]] | None = None,
+        message_id: str | None = None,
+        is_complete: bool = True,
+    ) -> None:
+        """Book one answer; `is_complete` is False for a stream that the client or a script cut.
+
+        `usage` is what was reported. The price is that of `charges`, the sampling calls that really ran; without any,
+        that of the usage.
+        """
+        searches = (usage.get("server_tool_use") or {}).get("web_search_requests") or 0
+        own = [(model, usage)] if charges is None else charges
         self.entries.append(
             {
                 "request_id": request_id,
+                "message_id": message_id,
                 "model": model.id,
                 "usage": dict(usage),
-                "cost_pusd": cost_pusd(usage, model, self.roster),
+                "cost_pusd": bill_pusd(own, searches, self.roster),
                 "is_complete": is_complete,
             }
         )

@@ -10,6 +10,7 @@ from typing import Any
 from router.simulator import betas as b
 from router.simulator.answer import Answer
 from router.simulator.call import Call
+from router.simulator.iterations import Iteration, are_listed, begun, input_counts
 from router.simulator.promptcache import CachePlan
 from router.simulator.reading import to_json
 from router.simulator.tokens import text_tokens
@@ -32,49 +33,78 @@ class Event:
         return b"event: " + self.name.encode() + b"\ndata: " + to_json(self.data) + b"\n\n"
 
 
-def usage_of(call: Call, plan: CachePlan, output_tokens: int, thinking_tokens: int, searches: int) -> dict[str, Any]:
-    """The `usage` object of an answer."""
-    return {
-        "input_tokens": plan.input,
-        "cache_creation_input_tokens": plan.write_5m + plan.write_1h,
-        "cache_read_input_tokens": plan.read,
-        "cache_creation": {
-            "ephemeral_5m_input_tokens": plan.write_5m,
-            "ephemeral_1h_input_tokens": plan.write_1h,
-        },
+def usage_of(
+    call: Call,
+    plan: CachePlan,
+    output_tokens: int,
+    thinking_tokens: int,
+    searches: int,
+    iterations: tuple[Iteration, ...] = (),
+) -> dict[str, Any]:
+    """The `usage` object of an answer; iterations are listed where they say more than the counts above them."""
+    usage = {
+        **input_counts(plan),
         "output_tokens": output_tokens,
         "output_tokens_details": {"thinking_tokens": thinking_tokens},
         "server_tool_use": {"web_search_requests": searches, "web_fetch_requests": 0} if searches else None,
         "service_tier": "batch" if call.is_batch else "standard",
-        "inference_geo": call.body.get("inference_geo") or "global",
+        "inference_geo": call.geo,
         "speed": call.speed,
     }
+    if are_listed(iterations):
+        usage["iterations"] = [iteration.entry() for iteration in iterations]
+    return usage
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A call with everything that came of it."""
+    """A call with everything that came of it: `call` is the request as the model that made the message got it.
+
+    `plan` is what the top-level counts say of the input. `iterations` are all sampling calls, in order. `opening` is
+    the call and the plan that the start of a stream speaks of: another model's, where one declined in mid-stream.
+    """
 
     call: Call
     answer: Answer
     plan: CachePlan
     transformations: list[dict[str, str]]
+    iterations: tuple[Iteration, ...]
+    opening: tuple[Call, CachePlan, list[dict[str, str]]]
     diagnostics: dict[str, Any] | None = None
 
     def usage(self) -> dict[str, Any]:
         """The final usage."""
         answer = self.answer
-        return usage_of(self.call, self.plan, answer.output_tokens, answer.thinking_tokens, answer.web_searches)
+        return usage_of(
+            self.call,
+            self.plan,
+            answer.output_tokens,
+            answer.thinking_tokens,
+            answer.web_searches,
+            self.iterations,
+        )
 
     def partial_usage(self, output_tokens: float) -> dict[str, Any]:
         """The usage of a stream that was cut after so many output tokens."""
         done = min(self.answer.output_tokens, max(1, round(output_tokens)))
-        return usage_of(self.call, self.plan, done, min(done, self.answer.thinking_tokens), 0)
+        ran = tuple(begun(self.iterations, max(1, round(output_tokens))))
+        return usage_of(self.call, self.plan, done, min(done, self.answer.thinking_tokens), 0, ran)
+
+    def charges(self, output_tokens: float | None = None) -> list[Iteration]:
+        """What is billed: every sampling call; of a stream that was cut, those begun, with what they had written."""
+        if output_tokens is None:
+            return list(self.iterations)
+        return begun(self.iterations, max(1, round(output_tokens)))
 
     def message(self) -> dict[str, Any]:
         """The whole Message."""
         answer = self.answer
-        return self._object(list(answer.content), answer.stop_reason, answer.stop_sequence, self.usage())
+        message = self._object(list(answer.content), answer.stop_reason, answer.stop_sequence, self.usage())
+        return message | ({"input_transformations": self.transformations} if self._shows_transformations else {})
+
+    @property
+    def _shows_transformations(self) -> bool:
+        return b.BINDING in self.call.betas
 
     def _object(
         self, content: list[dict[str, Any]], stop_reason: str | None, stop_sequence: str | None, usage: dict[str, Any]
@@ -92,16 +122,18 @@ class Outcome:
             "diagnostics": self.diagnostics,
             "usage": usage,
         }
-        if b.BINDING in self.call.betas:
-            message["input_transformations"] = self.transformations
         if self.call.body.get("context_management") is not None:
             message["context_management"] = {"applied_edits": []}
         return message
 
     def events(self) -> Iterator[Event]:
         """The answer as a stream. Source: streaming reference (order of events, cumulative usage)."""
-        start = usage_of(self.call, self.plan, 1, 0, 0)
-        yield Event("message_start", {"type": "message_start", "message": self._object([], None, None, start)})
+        call, plan, transformations = self.opening
+        start = self._object([], None, None, usage_of(call, plan, min(1, self.answer.output_tokens), 0, 0))
+        start["model"] = call.model.id
+        if self._shows_transformations:
+            start["input_transformations"] = transformations
+        yield Event("message_start", {"type": "message_start", "message": start})
         for index, block in enumerate(self.answer.content):
             yield Event("content_block_start", _block_start(index, block))
             if index == 0:
@@ -113,6 +145,8 @@ class Outcome:
         final = self.usage()
         kept = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "output_tokens")
         usage = {name: final[name] for name in (*kept, "output_tokens_details", "server_tool_use")}
+        if "iterations" in final:
+            usage["iterations"] = final["iterations"]
         answer = self.answer
         delta = {
             "stop_reason": answer.stop_reason,
@@ -123,6 +157,8 @@ class Outcome:
         closing: dict[str, Any] = {"type": "message_delta", "delta": delta, "usage": usage}
         if self.call.body.get("context_management") is not None:
             closing["context_management"] = {"applied_edits": []}
+        if self._shows_transformations and call is not self.call:
+            closing["input_transformations"] = self.transformations
         yield Event("message_delta", closing)
         yield Event("message_stop", {"type": "message_stop"})
 
@@ -147,6 +183,8 @@ class Outcome:
             for place in range(0, len(text), JSON_PIECE_CHARS):
                 piece = text[place : place + JSON_PIECE_CHARS]
                 yield {"type": "input_json_delta", "partial_json": piece}, text_tokens(piece, model)
+        elif kind == "compaction" and "signature" not in block:
+            yield {"type": "compaction_delta", "content": block["content"]}, 0.0
 
 
 def _block_start(index: int, block: dict[str, Any]) -> dict[str, Any]:
@@ -158,6 +196,8 @@ def _block_start(index: int, block: dict[str, Any]) -> dict[str, Any]:
         "server_tool_use": {"input": {}},
     }
     empty = empties.get(kind, {})
+    if kind == "compaction" and "signature" not in block:  # the signed one arrives whole
+        empty = {"content": None}
     shown: dict[str, Any] = {**block, **empty}
     return {"type": "content_block_start", "index": index, "content_block": shown}
 

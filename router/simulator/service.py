@@ -12,9 +12,8 @@ from starlette.datastructures import Headers
 
 from router.simulator import betas as b
 from router.simulator.accepts import check_accepts
-from router.simulator.answer import answer
 from router.simulator.call import Call
-from router.simulator.diagnosis import Diagnoses
+from router.simulator.course import Courses, rendered
 from router.simulator.dice import Dice
 from router.simulator.files import FileStore
 from router.simulator.ledger import Arrivals, Ledger
@@ -26,7 +25,7 @@ from router.simulator.refusal import Refusal
 from router.simulator.settings import SimulatorSettings
 from router.simulator.shape import check_shape
 from router.simulator.thinking import Replay, check_replay
-from router.simulator.tokens import Part, prompt_parts, prompt_tokens, without_old_thinking
+from router.simulator.tokens import prompt_tokens
 
 INVALID_KEY = "sk-ant-invalid"
 ORGANIZATION_KEY = "sk-ant-org-"  # `sk-ant-org-NAME-...` belongs to the organization NAME, every other key to `main`
@@ -53,7 +52,7 @@ class Simulator:
         self.ledger = Ledger(self.roster)
         self.arrivals = Arrivals()
         self.cache = PromptCache()
-        self.diagnoses = Diagnoses()
+        self.courses = Courses(settings, self.roster, self.cache)
         self.files = FileStore(settings)
         self._dice = Dice(settings.seed, "simulator")
         self._requests = 0
@@ -116,24 +115,29 @@ class Simulator:
     def run(self, body: Mapping[str, Any], caller: Caller, *, is_batch: bool = False) -> Outcome:
         """Answer a request; raises `Refusal`. Nothing is billed or cached yet."""
         call, replay = self.call(body, caller, is_batch=is_batch)
-        parts = self._parts(call, replay)
-        plan = self.cache.plan(call, parts, caller.workspace, self.settings.clock())
-        room = call.model.context_window - plan.total
-        made = answer(call, replay.body, replay.prefix, caller.organization, room, self.settings.seed)
-        diagnostics = self.diagnoses.diagnose(call, plan, caller.workspace, made.message_id)
-        return Outcome(call, made, plan, replay.transformations, diagnostics)
+        return self.courses.run(call, replay, caller.organization, caller.workspace)
+
+    def keep(self, outcome: Outcome, started_s: float) -> None:
+        """Keep in the prompt cache what the calls of an answer wrote and read; called when the answer begins."""
+        for iteration in outcome.iterations:
+            self.cache.commit(iteration.plan, started_s)
+
+    def bill(self, request_id: str, outcome: Outcome, output_tokens: float | None = None) -> None:
+        """Book an answer; `output_tokens` is how far a stream got that was cut, None for a complete one."""
+        usage = outcome.usage() if output_tokens is None else outcome.partial_usage(output_tokens)
+        self.ledger.bill(
+            request_id,
+            outcome.call.model,
+            usage,
+            charges=[(ran.call.model, ran.charge()) for ran in outcome.charges(output_tokens)],
+            message_id=outcome.answer.message_id,
+            is_complete=output_tokens is None,
+        )
 
     def count(self, body: Mapping[str, Any], caller: Caller) -> int:
         """The prompt tokens of a request; raises `Refusal` for what Messages would refuse."""
         call, replay = self.call(body, caller, is_count=True)
-        return prompt_tokens(self._parts(call, replay))
-
-    def _parts(self, call: Call, replay: Replay) -> list[Part]:
-        parts = prompt_parts(without_old_thinking(replay.body, call.model), call.model)
-        total = prompt_tokens(parts)
-        if total > call.model.context_window:
-            raise Refusal(f"prompt is too long: {total} tokens > {call.model.context_window} maximum")
-        return parts
+        return prompt_tokens(rendered(call, replay.body))
 
     def pace(self, outcome: Outcome, request_id: str) -> Pace:
         """How fast this answer is sent."""

@@ -87,12 +87,16 @@ class History:
         tools = sorted(
             (without_markers(tool) for tool in body.get("tools") or []), key=lambda tool: str(tool.get("name"))
         )
-        self._hash = hashlib.blake2b(digest([[text.strip() for text in texts], tools]).encode(), digest_size=12)
+        self._beginning = hashlib.blake2b(digest([[text.strip() for text in texts], tools]).encode(), digest_size=12)
+        self._hash = self._beginning.copy()
 
     def add(self, role: str, block: Mapping[str, Any]) -> None:
-        """Take the next block of the conversation."""
+        """Take the next block of the conversation; a summary of it is where it begins anew."""
         if block["type"] in ("thinking", "redacted_thinking"):
             return
+        if block["type"] == "compaction" and block.get("content") is not None:
+            self._hash = self._beginning.copy()
+            block = {"type": "compaction", "content": block["content"]}
         self._hash.update(digest([role, without_markers(block)]).encode())
 
     def value(self) -> str:

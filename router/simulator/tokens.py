@@ -102,6 +102,8 @@ def block_milli(block: Mapping[str, Any], model: ModelRecord) -> int:
         return sum(block_milli(item, model) for item in content) + PER_TOOL_MILLI
     if kind == "tool_use":
         return text_milli(block["name"] + json.dumps(block["input"]), model) + PER_TOOL_MILLI
+    if kind == "fallback":
+        return 0  # a mark, not rendered into the prompt
     plain = {name: value for name, value in block.items() if name != "cache_control"}
     return text_milli(json.dumps(plain), model)
 
