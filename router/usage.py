@@ -2,14 +2,14 @@
 
 Two facts of the wire shape this room. In a stream `message_start` carries a placeholder for the output count and the
 usage of `message_delta` is cumulative: the last value of each count wins, nothing is ever added up. And with
-compaction or a server-side fallback the top-level counts leave iterations out: then `iterations` holds what is billed.
-Source: Messages API reference, "Streaming" and "Usage"; beta iteration usage types of the official SDK.
+compaction, an advisor or a server-side fallback the top-level counts leave iterations out: then `iterations` holds
+what is billed. Source: Messages API reference, "Streaming" and "Usage"; beta iteration usage types of the official SDK.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -27,6 +27,9 @@ class Tokens:
     def prompt(self) -> int:
         """All prompt tokens, the length that long-prompt price tiers look at."""
         return self.input + self.cache_read + self.cache_write_5m + self.cache_write_1h
+
+
+_NO_TOKENS = Tokens()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +90,12 @@ class UsageMeter:
             delta = payload.get("delta")
             if isinstance(delta, dict) and delta.get("stop_reason") is not None:
                 self.stop_reason = _text(delta["stop_reason"])
-            self._take(payload.get("usage"))
+            usage = payload.get("usage")
+            self._take(usage)
             self.is_final = True
+            # Where a model declined in mid-stream, `message_start` named that one; who answered is said only here.
+            if isinstance(usage, dict) and isinstance(usage.get("iterations"), list):
+                self.model = _served_by(usage["iterations"]) or self.model
         elif kind == "error":
             self.error(payload)
 
@@ -98,15 +105,22 @@ class UsageMeter:
         self.error_type = (_text(error.get("type")) if isinstance(error, dict) else None) or "api_error"
 
     def usage(self) -> Usage | None:
-        """The usage so far; None when the upstream has reported none."""
+        """The usage so far; None when the upstream has reported none.
+
+        All zeros are a usage only of an answer that came to its end. A stream that holds nothing but a summary of the
+        conversation begins with zeros: cut there, it would else be booked as free.
+        """
         counts = self._counts
         if not counts:
+            return None
+        tokens = _tokens(counts)
+        if not self.is_final and tokens == _NO_TOKENS:
             return None
         details = counts.get("output_tokens_details")
         server_tools = counts.get("server_tool_use")
         iterations = counts.get("iterations")
         return Usage(
-            tokens=_tokens(counts),
+            tokens=tokens,
             thinking=_count(details.get("thinking_tokens")) if isinstance(details, dict) else 0,
             web_searches=_count(server_tools.get("web_search_requests")) if isinstance(server_tools, dict) else 0,
             iterations=_iterations(iterations) if isinstance(iterations, list) else (),
@@ -117,9 +131,18 @@ class UsageMeter:
         )
 
     def _take(self, usage: object) -> None:
-        """Overlay the counts of `usage`: a later value replaces an earlier one, null replaces nothing."""
+        """Overlay the counts of `usage`: a later value replaces an earlier one, null replaces nothing.
+
+        `message_delta` restates what was written to the prompt cache without its split. Another count than before is
+        another model's (a fallback in mid-stream): the split that was reported then says nothing of it.
+        """
         if isinstance(usage, dict):
-            self._counts.update((name, value) for name, value in usage.items() if value is not None)
+            counts = self._counts
+            written = usage.get("cache_creation_input_tokens")
+            has_split = usage.get("cache_creation") is not None
+            if not has_split and written not in (None, counts.get("cache_creation_input_tokens", written)):
+                counts.pop("cache_creation", None)
+            counts.update((name, value) for name, value in usage.items() if value is not None)
 
 
 def _tokens(counts: Mapping[str, Any]) -> Tokens:
@@ -137,11 +160,35 @@ def _tokens(counts: Mapping[str, Any]) -> Tokens:
 
 
 def _iterations(entries: list[Any]) -> tuple[Iteration, ...]:
-    return tuple(
+    found = [
         Iteration(kind=_text(entry.get("type")) or "message", model=_text(entry.get("model")), tokens=_tokens(entry))
         for entry in entries
         if isinstance(entry, dict)
-    )
+    ]
+    if any(entry.kind == "fallback_message" for entry in found):
+        _name_by_hop(found)
+    return tuple(found)
+
+
+def _name_by_hop(entries: list[Iteration]) -> None:
+    """In a chain of models an entry without a name (a compaction has none) belongs to the hop that it leads to."""
+    hop: str | None = None
+    for place in range(len(entries) - 1, -1, -1):
+        entry = entries[place]
+        if entry.kind == "advisor_message":
+            continue
+        if entry.model is None:
+            entries[place] = replace(entry, model=hop)
+        else:
+            hop = entry.model
+
+
+def _served_by(entries: list[Any]) -> str | None:
+    """The fallback model that made the message; None where none did."""
+    for entry in entries:
+        if isinstance(entry, dict) and entry.get("type") == "fallback_message":
+            return _text(entry.get("model"))
+    return None
 
 
 def _count(value: object) -> int:

@@ -131,6 +131,61 @@ def test_iterations_are_kept_in_order_with_their_models():
     )
 
 
+def hop(kind: str, model: str | None = None, **counts: int) -> dict:
+    """An entry of `iterations`."""
+    return {"type": kind, **({"model": model} if model else {}), **counts}
+
+
+def test_who_answered_after_a_fallback_in_mid_stream_is_said_at_the_end():
+    """`message_start` named the model that declined; the answer, and the thinking sent back later, are the other's."""
+    entries = [hop("message", "claude-haiku-5-5", input_tokens=12), hop("fallback_message", "claude-sonnet-5")]
+    meter = metered(START, delta(input_tokens=20, output_tokens=9, iterations=entries))
+    assert meter.model == "claude-sonnet-5"
+    meter = metered(START, delta(output_tokens=9, iterations=[hop("message", "claude-sonnet-5"), "fallback_message"]))
+    assert meter.model == "claude-haiku-5-5"
+
+
+def test_the_split_of_a_prompt_cache_write_goes_with_its_count():
+    """After a fallback the writes are another model's, and `message_delta` has no split: they count as 5m."""
+    same = metered(START, delta(cache_creation_input_tokens=300, output_tokens=9)).usage().tokens
+    assert (same.cache_write_5m, same.cache_write_1h) == (100, 200)
+    other = metered(START, delta(cache_creation_input_tokens=70, output_tokens=9)).usage().tokens
+    assert (other.cache_write_5m, other.cache_write_1h) == (70, 0)
+    none = metered(START, delta(cache_creation_input_tokens=0, output_tokens=9)).usage().tokens
+    assert (none.cache_write_5m, none.cache_write_1h) == (0, 0)
+    split = {"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 40}
+    told = metered(START, delta(cache_creation_input_tokens=70, cache_creation=split, output_tokens=9)).usage().tokens
+    assert (told.cache_write_5m, told.cache_write_1h) == (30, 40)
+
+
+def test_an_entry_without_a_name_belongs_to_the_hop_it_leads_to():
+    """A compaction never names its model; before a hop of a chain it was that hop's."""
+    entries = [
+        hop("compaction", input_tokens=1),
+        hop("message", "claude-opus-5-5", input_tokens=2),
+        hop("compaction", input_tokens=3),
+        hop("advisor_message", "claude-fable-5", input_tokens=4),
+        hop("message", input_tokens=5),
+        hop("fallback_message", "claude-opus-5", input_tokens=6),
+    ]
+    named = [entry.model for entry in metered(START, delta(output_tokens=1, iterations=entries)).usage().iterations]
+    assert named == ["claude-opus-5-5", "claude-opus-5-5", "claude-opus-5", "claude-fable-5", *["claude-opus-5"] * 2]
+    alone = [hop("compaction", input_tokens=1), hop("message", input_tokens=2)]
+    kept = metered(START, delta(output_tokens=1, iterations=alone)).usage().iterations
+    assert [entry.model for entry in kept] == [None, None]
+
+
+def test_zeros_are_a_usage_only_of_an_answer_that_came_to_its_end():
+    """A summary alone begins with zeros and is billed by its iterations: cut, it is unknown, never free."""
+    zeros = {"input_tokens": 0, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0, "output_tokens": 0}
+    start = {"type": "message_start", "message": {"model": "claude-haiku-5-5", "usage": zeros}}
+    assert metered(start).usage() is None
+    summary = hop("compaction", input_tokens=900, output_tokens=80)
+    usage = metered(start, delta(**zeros, iterations=[summary])).usage()
+    assert (usage.tokens, usage.iterations) == (Tokens(), (Iteration("compaction", None, Tokens(900, output=80)),))
+    assert metered(start, delta(output_tokens=0)).usage() == Usage()
+
+
 def test_an_error_event_is_remembered_and_the_stream_stays_cut():
     """After `error` nothing follows; what was reported before still counts."""
     meter = metered(START, {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}})

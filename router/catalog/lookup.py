@@ -17,7 +17,7 @@ from router.catalog.records import Accepts, FastMode, Model, Thinking, read_mode
 from router.errors import CatalogError
 from router.usage import Tokens, Usage
 
-__all__ = ["Accepts", "Catalog", "FastMode", "Model", "Thinking", "add_up", "read_catalog"]
+__all__ = ["Accepts", "Catalog", "FastMode", "Model", "Thinking", "add_up", "covers", "read_catalog"]
 
 
 class Catalog:
@@ -110,14 +110,16 @@ class Catalog:
     def _iterations(self, usage: Usage, model_id: str, instead_of: str | None, terms: int) -> int | None:
         """The sum over the billed parts, each at its own model and prompt length.
 
-        When the `message` iterations add up to the top-level counts (a loop of server tools), or a server-side
-        fallback happened (the top-level counts describe its last attempt only), the iterations are the bill. Otherwise
-        the top-level counts are what was billed for the message, and only the other kinds come on top.
+        The iterations are the bill when they cover the top-level counts: those of a loop of server tools add up to
+        them, those of an executor that asked an advisor come to more, for there the input counts are of the first call
+        only. So they are after a server-side fallback, where the top-level counts describe the last attempt only.
+        Otherwise the list is torn, or has no `message`: then the top-level counts are what was billed for the message,
+        and only the other kinds come on top.
         """
         entries = [(entry.kind, entry.model, entry.tokens) for entry in usage.iterations]
         messages = [tokens for kind, _, tokens in entries if kind == "message"]
         is_fallback = any(kind == "fallback_message" for kind, _, _ in entries)
-        if not is_fallback and add_up(messages) != usage.tokens:
+        if not is_fallback and not covers(add_up(messages), usage.tokens):
             entries = [entry for entry in entries if entry[0] != "message"]
             entries.append(("message", None, usage.tokens))
         replaced = None if instead_of is None else self._identity(instead_of)
@@ -155,6 +157,16 @@ def add_up(parts: Iterable[Tokens]) -> Tokens:
         ):
             totals[index] += count
     return Tokens(*totals)
+
+
+def covers(parts: Tokens, whole: Tokens) -> bool:
+    """Whether no category of `whole` has more tokens than `parts`."""
+    return (
+        parts.input >= whole.input
+        and parts.output >= whole.output
+        and parts.cache_read >= whole.cache_read
+        and parts.cache_write_5m + parts.cache_write_1h >= whole.cache_write_5m + whole.cache_write_1h
+    )
 
 
 def read_catalog(document: Mapping[str, Any]) -> Catalog:

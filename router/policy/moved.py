@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from router.affinity.economics import tokens_ratio
-from router.catalog.lookup import Catalog, Model, add_up
+from router.catalog.lookup import Catalog, Model, add_up, covers
 from router.usage import Iteration, Tokens, Usage
 
 
@@ -23,12 +23,12 @@ def moved_usage(usage: Usage, source: str, target: str, catalog: Catalog, *, is_
     calls = list(usage.iterations)
     own = [at for at, call in enumerate(calls) if call.model is None or same_model(call.model, source, catalog)]
     is_first = True
-    was_sum = add_up([call.tokens for call in calls if call.kind == "message"]) == usage.tokens
+    are_bill = covers(add_up([call.tokens for call in calls if call.kind == "message"]), usage.tokens)
     for at in own:
         tokens = _moved(calls[at].tokens, ratio, least, is_warm or not is_first, is_hour)
         calls[at] = Iteration(calls[at].kind, calls[at].model, tokens)
         is_first = False
-    if was_sum:
+    if are_bill:  # and stay it, however the counts are rounded
         top = add_up([call.tokens for call in calls if call.kind == "message"])
     else:
         top = _moved(usage.tokens, ratio, least, is_warm, is_hour)

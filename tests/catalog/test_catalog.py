@@ -147,6 +147,20 @@ def test_the_long_prompt_price_looks_at_each_iteration_when_they_add_up():
     assert CATALOG.cost(torn, "claude-haiku-5-5") == CATALOG.cost(Usage(both), "claude-haiku-5-5")
 
 
+def test_an_executor_that_asked_an_advisor_pays_for_both_of_its_calls():
+    """The top-level input is that of the first call only (advisor documentation): the calls are the bill."""
+    first, second = Tokens(input=412, output=89), Tokens(input=1_348, cache_read=412, output=442)
+    advice = Tokens(input=823, output=1_612)
+    parts = (
+        Iteration("message", None, first),
+        Iteration("advisor_message", "claude-fable-5", advice),
+        Iteration("message", None, second),
+    )
+    usage = Usage(Tokens(input=412, output=531), iterations=parts)
+    own = sum(CATALOG.cost(Usage(part), "claude-sonnet-5-5") for part in (first, second))
+    assert CATALOG.cost(usage, "claude-sonnet-5-5") == own + CATALOG.cost(Usage(advice), "claude-fable-5")
+
+
 def test_compaction_comes_on_top_of_the_top_level_counts():
     """With compaction the top-level counts leave the compaction call out."""
     message, compaction = Tokens(input=1_000, output=50), Tokens(input=90_000, output=2_000)
