@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CLIENTS := tests/node/node_modules/.ready
 JOBS ?= auto
+# Whole ranges of the suite go to a worker, which takes tests from another when it is done: a fixture of a module is made
+# once. The suite starts programs a hundred times, so what Python compiled is kept, whatever the machine prefers.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo run test check format bench clean lock
 
@@ -32,14 +36,14 @@ run: $(READY)  ## serve for real: policies/, upstream https://api.anthropic.com,
 	@$(BIN)/router serve
 
 test: $(READY) $(CLIENTS)  ## the whole test suite
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(PYTEST)
 
 check: $(READY) $(CLIENTS)  ## what CI runs: format, lint, strict types, floors, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/router policy test policies
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(PYTEST)
 
 format: $(READY)  ## format and mend what lint can mend
 	$(BIN)/ruff format .

@@ -24,7 +24,7 @@ CALM = {"deadline_s": 2.0, "give_up_s": 3.0}  # where a busy machine must not fa
 SOON_S = 15.0  # for servers to elect a new master on a busy machine
 
 
-@pytest.fixture(params=sorted({"redis", *server_programs()}))
+@pytest.fixture(scope="module", params=sorted({"redis", *server_programs()}))
 def program(request: pytest.FixtureRequest, redis_program: str) -> str:
     """The path of a server program; without a Redis the test is skipped, in CI it fails."""
     return redis_program if request.param == "redis" else server_programs()[request.param]
@@ -36,6 +36,22 @@ def cluster(program: str, tmp_path: Path) -> Iterator[Cluster]:
     made = Cluster(program, tmp_path)
     with running(made):
         yield made
+
+
+@pytest.fixture(scope="module")
+def standing(program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nodes for all tests that change nothing but keys: a cluster takes two seconds to agree."""
+    made = Cluster(program, tmp_path_factory.mktemp("cluster"))
+    with running(made):
+        yield made
+
+
+@pytest.fixture
+def empty_cluster(standing: Cluster) -> Cluster:
+    """That cluster, with no key and no script of another test."""
+    for node in standing.nodes:
+        assert node.say("FLUSHALL") == node.say("SCRIPT", "FLUSH") == b"+OK\r\n"
+    return standing
 
 
 # Sentinels
@@ -122,9 +138,9 @@ async def test_sentinels_that_are_away_do_not_matter_while_the_master_serves(
 # Clusters
 
 
-async def test_a_cluster_is_asked_where_the_key_lives(cluster: Cluster, connect: Connect):
+async def test_a_cluster_is_asked_where_the_key_lives(empty_cluster: Cluster, connect: Connect):
     """One node in the address is enough; each node gets one batch of what is asked in one turn."""
-    link = connect(f"redis+cluster://127.0.0.1:{cluster.nodes[1].port}", **CALM)
+    link = connect(f"redis+cluster://127.0.0.1:{empty_cluster.nodes[1].port}", **CALM)
     await until(link, lambda: link.stats()["last_latency_us"] > 0)
     keys = [f"router:{number}" for number in range(150)]
     assert set(await asyncio.gather(*(link.ask("SET", key, b"\xff" + key.encode()) for key in keys))) == {b"OK"}
@@ -132,7 +148,7 @@ async def test_a_cluster_is_asked_where_the_key_lives(cluster: Cluster, connect:
     replies = await asyncio.gather(*(link.ask("GET", key) for key in keys))
     assert replies == [b"\xff" + key.encode() for key in keys]
     assert link.stats()["batches"] == before + 3
-    sizes = [int(node.say("DBSIZE")[1:-2]) for node in cluster.nodes]
+    sizes = [int(node.say("DBSIZE")[1:-2]) for node in empty_cluster.nodes]
     assert sum(sizes) == 150
     assert min(sizes) > 20
     assert await link.ask("SET", "router:{tag}:1", "v") == b"OK"
@@ -143,9 +159,9 @@ async def test_a_cluster_is_asked_where_the_key_lives(cluster: Cluster, connect:
     assert {key for page in pages for key in page} == {key.encode() for key in keys}
 
 
-async def test_a_script_runs_where_its_key_lives(cluster: Cluster, connect: Connect):
+async def test_a_script_runs_where_its_key_lives(empty_cluster: Cluster, connect: Connect):
     """Each node is sent the script once; one without a key runs anywhere."""
-    link = connect(cluster.url, **CALM)
+    link = connect(empty_cluster.url, **CALM)
     await until(link, lambda: link.stats()["last_latency_us"] > 0)
     script = "return {redis.call('INCRBY', KEYS[1], ARGV[1]), KEYS[1]}"
     for count in (1, 2):
@@ -300,17 +316,17 @@ async def test_a_server_that_is_no_cluster_is_told_as_one(redis_server: RedisSer
     assert (await failure(link, "GET", "k")).reason == "error reply `ERR`"
 
 
-async def test_a_cluster_link_that_is_closed_leaves_nothing(cluster: Cluster, connect: Connect):
+async def test_a_cluster_link_that_is_closed_leaves_nothing(empty_cluster: Cluster, connect: Connect):
     """No task, and no connection to any node."""
     tasks = asyncio.all_tasks()
-    link = connect(cluster.url, **CALM)
+    link = connect(empty_cluster.url, **CALM)
     await until(link, lambda: link.stats()["last_latency_us"] > 0)
-    await asyncio.gather(*(link.ask("GET", cluster.key_of(node)) for node in cluster.nodes))
+    await asyncio.gather(*(link.ask("GET", empty_cluster.key_of(node)) for node in empty_cluster.nodes))
     await link.close()
     assert asyncio.all_tasks() == tasks
     with pytest.raises(RedisUnavailable, match="closed"):
         await link.ask("GET", "k")
-    for node in cluster.nodes:
+    for node in empty_cluster.nodes:
         await becomes(lambda node=node: node.say("CLIENT", "LIST", "TYPE", "normal").count(b" addr=") == 1)
 
 

@@ -19,7 +19,6 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
-import anthropic
 import click
 
 from router.cli.demo_workload import Errand, batch_items, first_errands, repeats, tool_turns, translation
@@ -82,6 +81,8 @@ class Show:
     """One run of the workload: sends it, prints a row for each request, adds up."""
 
     def __init__(self, api: str, admin: str) -> None:
+        import anthropic  # more than a second: `router --help` does not wait for it
+
         self._client = anthropic.AsyncAnthropic(base_url=api, api_key="demo-key", max_retries=2)
         self._admin = anthropic.AsyncAnthropic(base_url=admin, api_key="-", max_retries=0)
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -124,12 +125,14 @@ class Show:
 
     async def _trace(self, trace_id: str) -> dict[str, Any]:
         """The trace of a request, from the admin listener; it is written a moment after the last byte."""
+        from anthropic import NotFoundError
+
         deadline = time.monotonic() + 10
         while True:
             try:
                 answer: Any = await self._admin.get(f"/traces/{trace_id}", cast_to=object)
                 return answer if isinstance(answer, dict) else {}
-            except anthropic.NotFoundError:
+            except NotFoundError:
                 if time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(0.02)

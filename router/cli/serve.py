@@ -16,7 +16,6 @@ from typing import Any
 import click
 import uvicorn
 
-from router.app import App
 from router.errors import SettingsError
 from router.settings import Settings, resolve
 
@@ -57,6 +56,8 @@ def _loop_factory() -> Any:
 
 async def run(settings: Settings) -> None:
     """Serve until told to stop; raises before anything listens when the router could not serve."""
+    from router.app import App  # half a second: help, a wrong flag and a wrong setting do not wait for it
+
     app = App(settings)
     api_socket = _listen("port", settings.host, settings.port)
     admin_socket = _listen("admin_port", settings.admin_host, settings.admin_port)

@@ -53,8 +53,9 @@ def format_policy(name: str, data: bytes, label: str = "") -> bytes:
     read = read_source(name, formatted.encode(), label)
     if read.root is None or _values(read.root) != _values(source.root):
         raise _cannot(source.label, 0, "the layout would change a value", "write long texts in double quotes")
-    lost = Counter(comment for _, comment in _comments(text)) - Counter(comment for _, comment in _comments(formatted))
-    for line, comment in _comments(text):
+    stood = list(_comments(text))
+    lost = Counter(comment for _, comment in stood) - Counter(comment for _, comment in _comments(formatted))
+    for line, comment in stood:
         if comment in lost:
             raise _cannot(source.label, line, f"the comment `{comment[:60]}` has no place in the layout",
                           "put it on a line of its own, outside `{…}` and `[…]`")  # fmt: skip

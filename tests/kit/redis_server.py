@@ -55,9 +55,10 @@ def _free_port(*, is_node: bool = False) -> int:
     It lies below the ports that the system gives to connections, and in a range of this worker's own: between the
     choice and the start nobody takes it, so that no test talks to another one's server.
     """
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-    first = 10_000 + int(worker) % 4 * 2_500
-    for port in random.sample(range(first, first + 2_500), 2_500):
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    width = 10_000 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    first = 10_000 + worker * width
+    for port in random.sample(range(first, first + width), width):
         with socket.socket() as probe, socket.socket() as bus:
             try:
                 probe.bind(("127.0.0.1", port))
@@ -166,7 +167,7 @@ class RedisServer:
         self._process, self._is_frozen = None, False
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def redis_program() -> str:
     """The path of a `redis-server`."""
     program = find_redis_server()

@@ -80,7 +80,8 @@ _KINDS = {
 
 def read(name: str) -> Any:
     """One of the YAML files of this folder."""
-    return yaml.safe_load((Path(__file__).parent / name).read_text(encoding="utf-8"))
+    text = (Path(__file__).parent / name).read_text(encoding="utf-8")
+    return yaml.load(text, Loader=yaml.CSafeLoader)  # ten times as fast as the one in Python
 
 
 class Contents:
