@@ -155,6 +155,19 @@ class TraceSink(Protocol):
     def close(self) -> None: ...
 
 
+class ItemSink(Protocol):
+    """Takes the items of Message Batches as traces, which come by the ten thousand, and again with each fetch.
+
+    `write` is like that of a `TraceSink`, and counts an item once however often it comes: in the store for good, in the
+    figures of a process as far as its memory goes. Whoever brings many asks `has_room` between them, and waits until it
+    is True again: so none is dropped, and the traces of requests find room too.
+    """
+
+    def write(self, item: Trace) -> None: ...
+
+    def has_room(self) -> bool: ...
+
+
 class ContentSink(Protocol):
     """Takes what requests said and were answered, where capture is on; like a `TraceSink` it never blocks nor raises.
 
@@ -183,6 +196,7 @@ __all__ = [
     "ContentSink",
     "Deadlines",
     "Found",
+    "ItemSink",
     "Label",
     "MessagesRequest",
     "PendingCall",

@@ -77,6 +77,10 @@ def told(row: dict[str, Any]) -> Iterator[str]:
     yield f"endpoint {plain(row['endpoint'])}, {form}  tenant {tenant}  key {key}  client {client}"
     if row["conversation"] or row["session"]:
         yield f"conversation {plain(row['conversation'] or '-')}  session {plain(row['session'] or '-')}"
+    if row["batch"]:
+        yield f"batch {plain(row['batch'])}"
+    if row["batch_lines"]:
+        yield "results " + ", ".join(f"{count:,} {plain(kind)}" for kind, count in row["batch_lines"].items())
     yield ""
     yield "route"
     answered = row["model_answered"]

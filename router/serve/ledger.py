@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from router.catalog.lookup import Catalog
 from router.catalog.prompt_cache import prompt_cache_effect
-from router.trace.record import Attempt, Trace, held
+from router.trace.record import BATCH_ITEM, Attempt, Trace, held
 
 # Attempts that reached a model, as far as we know: answered, or ended early by somebody's clock, wire or patience.
 _WORKED_ON = ("ok", "timeout", "broken", "cut", "client_closed")
@@ -23,6 +23,9 @@ def book(trace: Trace, catalog: Catalog, *, is_hit: bool = False) -> None:
     upstream reports, is unknown here already: else the metrics would say another sum than the store.
     """
     trace.price_version = catalog.price_version
+    if trace.endpoint == BATCH_ITEM:
+        _book_item(trace, catalog)
+        return
     cost: int | None = 0
     effect: tuple[int, int] | None = (0, 0)
     for attempt in trace.attempts:
@@ -45,6 +48,22 @@ def book(trace: Trace, catalog: Catalog, *, is_hit: bool = False) -> None:
         trace.baseline_pusd = held(catalog.baseline(trace.usage, asked, trace.model_sent))
     elif trace.cost_pusd == 0 and not is_hit:
         trace.baseline_pusd = 0  # nothing was billed and nothing would have been
+    if trace.cost_pusd is not None and trace.baseline_pusd is not None:
+        trace.saved_pusd = trace.baseline_pusd - trace.cost_pusd
+
+
+def _book_item(trace: Trace, catalog: Catalog) -> None:
+    """An item of a Message Batch: it has no attempts of ours, and its usage says that batch prices hold."""
+    trace.cost_pusd = trace.baseline_pusd = trace.saved_pusd = None
+    trace.prompt_read_saved_pusd = trace.prompt_write_extra_pusd = None
+    usage, billed = trace.usage, trace.model_answered or trace.model_sent
+    if usage is None:
+        return
+    trace.cost_pusd = held(catalog.cost(usage, billed, is_batch=True))
+    trace.baseline_pusd = held(catalog.baseline(usage, trace.model_asked, billed, is_batch=True))
+    effect = prompt_cache_effect(usage, billed, catalog)
+    if effect is not None:
+        trace.prompt_read_saved_pusd, trace.prompt_write_extra_pusd = held(effect[0]), held(effect[1])
     if trace.cost_pusd is not None and trace.baseline_pusd is not None:
         trace.saved_pusd = trace.baseline_pusd - trace.cost_pusd
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from router.catalog.lookup import Catalog
-from router.seams import AffinityStore, CacheBackend, ContentSink, Deadlines, TraceSink, Upstream
+from router.seams import AffinityStore, CacheBackend, ContentSink, Deadlines, ItemSink, TraceSink, Upstream
 from router.serve.headers import RawHeaders
 from router.serve.plan import Planner
 from router.serve.relay import Relay
@@ -28,6 +28,7 @@ class Parts:
     upstream: Upstream
     deadlines: Deadlines
     sinks: tuple[TraceSink, ...]
+    items: ItemSink
     wall_clock: Callable[[], float]
     jitter: Callable[[], float]
     report: Callable[[str, BaseException], None]

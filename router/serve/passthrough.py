@@ -1,4 +1,4 @@
-"""Every path that is not routed: sent on byte for byte, traced without facts.
+"""Every path that is not routed: sent on byte for byte, traced without facts. Batch results are metered on their way.
 
 Two answers are spliced, because a client would otherwise be led astray: a batch's `results_url` is absolute and client
 libraries follow it, so it must point back at the router; and the list of models also names the router's virtual ones.
@@ -16,12 +16,13 @@ from router.policy.compile import PolicySet
 from router.policy.written import Lane
 from router.seams import UpstreamCall
 from router.serve.ask import MAX_PLAIN_ANSWER, json_object
-from router.serve.attempts import Target, walk
+from router.serve.attempts import Answer, Target, walk
+from router.serve.batch_results import BatchResultsRelay, batch_named
 from router.serve.exchange import Exchange
 from router.serve.headers import RawHeaders, downstream_headers, first, upstream_headers, with_trace_context
 from router.serve.parts import Outgoing, Parts
 from router.serve.plan import PolicySource
-from router.serve.relay import RawRelay, collect
+from router.serve.relay import RawRelay, Relay, collect
 from router.wire.messages import object_spans
 
 _NO_LANE = Lane("-", None)
@@ -45,8 +46,15 @@ class Passthrough:
         return Outgoing(status, self._headers(exchange, headers), body, relay)
 
     async def batches(self, exchange: Exchange) -> Outgoing:
-        """The Message Batches paths: as they are, but for `results_url`."""
-        status, headers, relay, body = await self._send(exchange, is_read=True)
+        """The Message Batches paths: as they are, but for `results_url`; results are metered item by item."""
+        trace = exchange.trace
+        trace.batch, has_results = batch_named(trace.path)
+        if has_results and trace.method == "GET":
+            status, headers, relay, body = await self._send(exchange, is_read=True, results_of=trace.batch)
+        else:
+            status, headers, relay, body = await self._send(exchange, is_read=True)
+        if body is not None and status == 200 and trace.method == "POST" and trace.batch is None:
+            trace.batch = _made_batch(body)
         if body is not None and status < 400 and b'"results_url"' in body:
             body = _with_own_results_url(body, self._base_url(exchange))
             headers = [(name, value) for name, value in headers if name != b"content-length"]
@@ -72,9 +80,12 @@ class Passthrough:
         raise UnknownTarget(f"model: {model_id}")
 
     async def _send(
-        self, exchange: Exchange, *, is_read: bool
-    ) -> tuple[int, RawHeaders, RawRelay | None, bytes | None]:
-        """One attempt → (status, headers, relay, None), or with the body read when it is JSON of bounded size."""
+        self, exchange: Exchange, *, is_read: bool, results_of: str | None = None
+    ) -> tuple[int, RawHeaders, Relay | None, bytes | None]:
+        """One attempt → (status, headers, relay, None), or with the body read when it is JSON of bounded size.
+
+        `results_of` names the batch whose results are asked for: they are relayed and metered.
+        """
         incoming, trace = exchange.incoming, exchange.trace
         sent = upstream_headers(incoming.headers, incoming.credential, is_metered=is_read)
         if self._parts.sends_trace_context:
@@ -88,6 +99,8 @@ class Passthrough:
         if answer.reply is None:
             return answer.status, headers, None, answer.body
         exchange.watch.during(answer.reply.abort)
+        if results_of is not None and answer.status < 300:
+            return answer.status, headers, self._results(exchange, answer, results_of), None
         kind = first(headers, b"content-type") or b""
         if not is_read or not kind.startswith(b"application/json"):
             return answer.status, headers, RawRelay(exchange, answer.reply), None
@@ -96,6 +109,24 @@ class Passthrough:
             return answer.status, headers, RawRelay(exchange, answer.reply, body), None
         exchange.watch.during(None)
         return answer.status, headers, None, body
+
+    def _results(self, exchange: Exchange, answer: Answer, batch: str) -> Relay:
+        """The relay of a batch's results; it closes its books with those of the request."""
+        assert answer.reply is not None
+        named = exchange.incoming.policy or "default"
+        relay = BatchResultsRelay(
+            exchange,
+            answer.reply,
+            answer.attempt,
+            self._parts.items,
+            self._parts.catalog,
+            batch=batch,
+            # Paths that are not routed take any name: one that is no policy must not become a name in the roll-ups.
+            policy=named if named in self._policies.current.policies else "",
+            is_readable=first(answer.headers, b"content-encoding") in (None, b"", b"identity"),
+        )
+        exchange.after_last_byte = relay.settle
+        return relay
 
     def _base_url(self, exchange: Exchange) -> str:
         """The base URL that the client uses, without a slash at its end."""
@@ -140,6 +171,13 @@ def _with_more_models(body: bytes, models: list[Mapping[str, object]]) -> bytes:
     end = object_spans(body)["data"][1] - 1  # the offset of the closing bracket
     added = b",".join(orjson.dumps(model) for model in models)
     return body[:end] + (b"," if page["data"] else b"") + added + body[end:]
+
+
+def _made_batch(body: bytes) -> str | None:
+    """The id of a batch that was just made."""
+    made = json_object(body)
+    batch = None if made is None else made.get("id")
+    return batch if isinstance(batch, str) else None
 
 
 def _with_own_results_url(body: bytes, base_url: str) -> bytes:

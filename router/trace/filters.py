@@ -23,7 +23,7 @@ _MOMENT = re.compile(
 _DAY_NS = 86_400 * 10**9
 _TEXTS = (
     *("trace_id", "request_id", "conversation", "session", "policy", "rule", "lane", "model", "task"),
-    *("tenant", "key", "endpoint"),
+    *("tenant", "key", "endpoint", "batch"),
 )
 _MAX_NS = 2**63 - 1
 
@@ -74,8 +74,8 @@ def read_query(params: Mapping[str, str], now_ns: int, *, default_limit: int = 5
     """The query that `params` ask for; an empty value means any. Raises BadFilter naming the filter and what it takes.
 
     Names: since, until, trace_id, request_id, conversation, session, policy, rule, lane, model, task, tenant, key,
-    cache, cache_reason, outcome, endpoint, min_cost_usd, before, limit. `conversation` and `session` are the hashes of
-    the record.
+    cache, cache_reason, outcome, endpoint, batch, min_cost_usd, before, limit. `conversation` and `session` are the
+    hashes of the record.
     """
     readers: dict[str, tuple[str, Callable[[str], Any]]] = {
         "since": ("since_ns", lambda text: read_since(text, now_ns)),

@@ -18,8 +18,8 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from router.trace.genai_metrics import GenAiMetrics
-from router.trace.money import METERED_ENDPOINT, Money
-from router.trace.record import BYPASSES, UNSTORED, Trace
+from router.trace.money import MESSAGES, Money
+from router.trace.record import BATCH_ITEM, BYPASSES, UNSTORED, Trace
 from router.trace.semconv import RELEASED, SECONDS, Names
 from router.trace.series import OTHER, SERIES_MAX, Histogram, counter, tally
 from router.trace.spans import Origin
@@ -70,6 +70,7 @@ class MetricsSink(Collector):
         self._attempts: dict[tuple[str, ...], int] = {}
         self._cache: dict[tuple[str, ...], int] = {}
         self._cache_saved_pusd: dict[str, int] = {}  # by model
+        self._batch_lines: dict[tuple[str, ...], int] = {}
         self._duration = Histogram(SECONDS)
         self._ttft = Histogram(SECONDS)
         self._overhead = Histogram(OVERHEAD_SECONDS)
@@ -137,6 +138,11 @@ class MetricsSink(Collector):
             money = self._money[model] = Money()
         money.add(trace)
         self._add_cache(trace, model)
+        if trace.endpoint == BATCH_ITEM:
+            return  # worked on elsewhere: it has no duration here, no attempt and no call
+        if trace.batch_lines is not None:
+            for kind, count in trace.batch_lines.items():
+                tally(self._batch_lines, (kind,), count)
         self._genai.add(trace, model)
         for attempt in trace.attempts:
             tally(self._attempts, (attempt.lane, attempt.outcome), 1)
@@ -148,7 +154,7 @@ class MetricsSink(Collector):
 
     def _add_cache(self, trace: Trace, model: str) -> None:
         """What the cache did for a request; one that was refused before it came to the cache has no reason."""
-        if trace.endpoint != METERED_ENDPOINT or (trace.cache == "bypass" and not trace.cache_reason):
+        if trace.endpoint != MESSAGES or (trace.cache == "bypass" and not trace.cache_reason):
             return
         tally(self._cache, (trace.cache, trace.cache_reason if trace.cache_reason in _REASONS else OTHER), 1)
         if trace.cache in _REPLAYS and trace.saved_pusd is not None:
@@ -202,6 +208,8 @@ class MetricsSink(Collector):
         for model, saved_pusd in self._cache_saved_pusd.items():
             cached.add_metric((model,), saved_pusd / 1e12)
         yield cached
+        text = "Lines of batch results passed on, by the result; unmetered: what could not be read or booked."
+        yield counter("router_batch_lines", text, ("kind",), self._batch_lines)
         yield CounterMetricFamily("router_metrics_dropped", "Traces that were not counted.", value=self._dropped)
 
     def _timed(self) -> Iterator[Metric]:

@@ -1,16 +1,19 @@
 """Which requests are on the books, and which of their figures may be added up: one definition for reports and metrics.
 
-Only `messages` is metered. A metered request is known when both its cost and its baseline are: then saved is their
-difference, in one request as in every sum. All others are counted as unknown and are in none of the three sums; what
-is known of their cost is added up apart.
+Messages requests are metered, and so is each item of a Message Batch. A metered request is known when both its cost and
+its baseline are: then saved is their difference, in one request as in every sum. All others are counted as unknown and
+are in none of the three sums; what is known of their cost is added up apart.
 """
 
 from __future__ import annotations
 
-from router.trace.record import Trace
+from router.trace.record import BATCH_ITEM, Trace
 
-METERED_ENDPOINT = "messages"
-METERED_SQL = f"endpoint = '{METERED_ENDPOINT}'"
+MESSAGES = "messages"
+METERED = (MESSAGES, BATCH_ITEM)
+MESSAGES_SQL = f"endpoint = '{MESSAGES}'"
+METERED_SQL = f"endpoint IN ('{MESSAGES}', '{BATCH_ITEM}')"
+TIMED_SQL = f"endpoint <> '{BATCH_ITEM}'"  # an item is worked on elsewhere: it has no duration here
 KNOWN_SQL = "cost_pusd IS NOT NULL AND baseline_pusd IS NOT NULL"
 COST_APART_SQL = "baseline_pusd IS NULL"  # what of `cost_pusd` belongs to the sum apart
 
@@ -33,7 +36,7 @@ class Money:
 
     def add(self, trace: Trace) -> None:
         """Book a finished request; one of an endpoint that is not metered changes nothing."""
-        if trace.endpoint != METERED_ENDPOINT:
+        if trace.endpoint not in METERED:
             return
         if trace.cost_pusd is not None and trace.baseline_pusd is not None:
             self.cost_pusd += trace.cost_pusd

@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from router.trace.money import METERED_ENDPOINT, Money
+from router.trace.money import MESSAGES, Money
 from router.trace.record import Trace
 
 MINUTES = 5  # what is shown: the minute under way and those before it
@@ -96,7 +96,7 @@ def _add(minute: _Minute, trace: Trace) -> None:
     minute.requests += 1
     if trace.outcome != "ok":
         minute.errors[trace.outcome] += 1
-    if trace.endpoint == METERED_ENDPOINT:
+    if trace.endpoint == MESSAGES:
         minute.cache[trace.cache] += 1
         minute.overhead[_step(trace.overhead_s)] += 1
     if trace.ttft_s is not None:

@@ -39,6 +39,9 @@ BYPASSES = ("off", "rule", "no-store", "temperature", "state", "reference", "ser
 # another reason than being done, was larger than the rule keeps, or the cache did not take it.
 UNSTORED = ("failed", "fallback", "stop-reason", "too-large", "refused")
 
+# The endpoint of an item of a Message Batch, which is booked as a request although it came in none of its own.
+BATCH_ITEM = "batch_item"
+
 MOST_PUSD = 2**63 - 1  # about nine million dollars; what a column of the trace store holds
 
 
@@ -69,7 +72,7 @@ class Trace:
     span_id: str = ""  # 16 hex digits: the request's own W3C span; "": the second half of the trace id
     parent_span_id: str = ""  # the caller's span, where its trace is continued
     caller: tuple[str, str] | None = None  # trace and span of the caller, where its trace is only linked
-    endpoint: str = ""  # messages | count_tokens | batches | models | passthrough
+    endpoint: str = ""  # messages | count_tokens | batches | batch_item | models | passthrough
     method: str = ""
     path: str = ""  # without the query
     request_id: str | None = None  # the upstream's, else ours
@@ -79,6 +82,8 @@ class Trace:
     conversation: str | None = None  # a hash: tenant, system, tools, first user turn
     session: str | None = None  # a hash: tenant and the session that the client names
     is_streaming: bool = False
+    batch: str | None = None  # the id of the Message Batch that the request is about, or the item is of
+    batch_lines: Mapping[str, int] | None = None  # of a fetch of results: the lines that passed, by kind
 
     policy: str = ""
     revision: str = ""
@@ -139,6 +144,7 @@ class TraceQuery:
     cache_reason: str | None = None
     conversation: str | None = None  # the hash, and so is `session`
     session: str | None = None
+    batch: str | None = None
     outcome: str | None = None
     endpoint: str | None = None
     min_cost_pusd: int | None = None

@@ -20,7 +20,7 @@ from router.classify.label import Label
 from router.errors import TraceStoreError
 from router.facts.vocabulary import LABEL_FACTS
 from router.policy.forecast import Recorded
-from router.trace.money import METERED_SQL
+from router.trace.money import MESSAGES_SQL
 from router.usage import Iteration, Tokens, Usage
 
 PAGE = 5_000
@@ -96,7 +96,7 @@ def _pages(
     connection: sqlite3.Connection, since_ns: int, policy: str | None, part: tuple[int, int]
 ) -> Iterator[list[Recorded]]:
     newest = connection.execute("SELECT coalesce(max(seq), 0) FROM traces").fetchone()[0]
-    where, values = f"{METERED_SQL} AND seq <= ?", [newest]
+    where, values = f"{MESSAGES_SQL} AND seq <= ?", [newest]
     if policy is not None:
         where, values = f"{where} AND policy = ?", [*values, policy]
     if part[1] > 1:  # by the last hex digit of the conversation's hash; those without one are together in one part

@@ -18,7 +18,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from router.trace.money import METERED_ENDPOINT
+from router.trace.money import METERED
+from router.trace.record import BATCH_ITEM
 
 DIMS = ("model", "rule", "task", "tenant", "key", "policy", "lane", "outcome")
 STEPS_S = (60, 3_600, 21_600, 86_400)  # each a table of its own in all but name: `rollups.step_s`
@@ -80,7 +81,7 @@ class Sums:
             _, endpoint, started_at_ns, model, rule, task, tenant, key, policy, lane, outcome, cache, cost, baseline,
             read_saved, write_extra, input_, read, five_minutes, one_hour, output, ttft_s, took_s, status,
         ) = row  # fmt: skip
-        if endpoint != METERED_ENDPOINT:
+        if endpoint not in METERED:
             return
         names = (model, rule, task, REFUSED if status in (401, 403) else tenant, key, policy, lane, outcome)
         if cost:
@@ -114,7 +115,8 @@ class Sums:
             add((at_cache, sign))
         if ttft_s is not None:
             add((_FIRST_TTFT + bisect_left(BOUNDS_S, ttft_s), sign))
-        add((_FIRST_TOOK + bisect_left(BOUNDS_S, took_s), sign))
+        if endpoint != BATCH_ITEM:  # which has no duration here
+            add((_FIRST_TOOK + bisect_left(BOUNDS_S, took_s), sign))
         minute = (second - second % STEPS_S[0], names)
         sums = self._minutes.get(minute)
         if sums is None:

@@ -94,6 +94,8 @@ def row_of(trace: Trace, *, is_thin: bool = False) -> tuple[Cell, ...]:
         _optional(trace.session),
         held(trace.prompt_read_saved_pusd),
         held(trace.prompt_write_extra_pusd),
+        _optional(trace.batch),
+        None if trace.batch_lines is None else _json(trace.batch_lines),
     )
 
 
@@ -104,7 +106,8 @@ def trace_json(cells: Sequence[Any]) -> dict[str, Any]:
         policy, revision, rule, task, model_asked, model_sent, model_answered, lane, cache, is_stored, price_version,
         cost_pusd, baseline_pusd, saved_pusd, _1, _2, _3, _4, _5, ttft_s, duration_s,
         overhead_s, status, stop_reason, outcome, error_type, error_code, labels, tags, edits, why, usage, spans,
-        attempts, facts, affinity, cache_reason, session, read_saved, write_extra,
+        attempts, facts, affinity, cache_reason, session, read_saved, write_extra, batch,
+        batch_lines,
     ) = cells  # fmt: skip
     return {
         "trace_id": trace_id,
@@ -118,6 +121,8 @@ def trace_json(cells: Sequence[Any]) -> dict[str, Any]:
         "client": client,
         "conversation": conversation,
         "session": session,
+        "batch": batch,
+        "batch_lines": _read(batch_lines),
         "is_streaming": bool(is_streaming),
         "policy": policy,
         "revision": revision,

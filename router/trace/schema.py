@@ -62,6 +62,8 @@ COLUMNS = (
     "session",
     "prompt_read_saved_pusd",
     "prompt_write_extra_pusd",
+    "batch",
+    "batch_lines",
 )
 
 # The sums of a roll-up as migration 5 makes them; frozen with it (`rollup.SUMS` is what the program adds up).
@@ -179,6 +181,28 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "INSERT INTO deleted SELECT step_s, min(start_s) - 1 FROM rollups GROUP BY step_s",
         "INSERT INTO deleted SELECT 0, started_at_ns - 1 FROM traces WHERE EXISTS (SELECT 1 FROM rollups)"
         " ORDER BY started_at_ns LIMIT 1",
+    ),
+    (
+        "ALTER TABLE traces ADD COLUMN batch TEXT",
+        "ALTER TABLE traces ADD COLUMN batch_lines TEXT",  # JSON
+        "CREATE INDEX traces_by_batch ON traces (batch, started_at_ns) WHERE batch IS NOT NULL",
+        # The id of an item is made of its batch and its name there: whoever fetches results again books nothing twice,
+        # from whichever process. In the file and not in the program, so that no version and no race gets around it.
+        "CREATE UNIQUE INDEX traces_batch_items ON traces (trace_id) WHERE endpoint = 'batch_item'",
+        # Items whose row was deleted while their results may still be fetched: they stay booked in the roll-ups.
+        "CREATE TABLE batch_items_gone (trace_id TEXT PRIMARY KEY, started_at_ns INTEGER NOT NULL) WITHOUT ROWID",
+        "CREATE INDEX batch_items_gone_by_start ON batch_items_gone (started_at_ns)",
+        """
+        CREATE TRIGGER batch_item_goes AFTER DELETE ON traces WHEN old.endpoint = 'batch_item' BEGIN
+            INSERT OR IGNORE INTO batch_items_gone VALUES (old.trace_id, old.started_at_ns);
+        END
+        """,
+        """
+        CREATE TRIGGER batch_item_stays_gone BEFORE INSERT ON traces WHEN new.endpoint = 'batch_item'
+            AND EXISTS (SELECT 1 FROM batch_items_gone WHERE trace_id = new.trace_id) BEGIN
+            SELECT RAISE(IGNORE);
+        END
+        """,
     ),
 )
 

@@ -79,6 +79,8 @@ class Names:
     client: str = "router.client"
     conversation: str = "router.conversation"  # a hash of its content: not a `gen_ai.conversation.id`
     overhead: str = "router.overhead_s"
+    batch: str = "router.batch.id"
+    batch_lines: str = "router.batch.lines."  # and the kind of line: a count
     attempt_model: str = "router.attempt.model"
     attempt_outcome: str = "router.attempt.outcome"
     attempt_request_id: str = "router.attempt.request_id"

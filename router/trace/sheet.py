@@ -18,7 +18,9 @@ _TOKENS = (
     "output_tokens",
     "thinking_tokens",
 )
-_NESTED = frozenset({"why", "tags", "facts", "labels", "edits", "affinity", "attempts", "usage", "spans"})
+_NESTED = frozenset(
+    {"why", "tags", "facts", "labels", "edits", "affinity", "attempts", "usage", "spans", "batch_lines"}
+)
 _PLAIN = tuple(name for name in FIELDS if name not in _NESTED)
 
 

@@ -129,6 +129,9 @@ def _request(trace: Trace, names: Names) -> Span:
     _say(at, names.key, trace.key)
     _say(at, names.client, trace.client)
     at.append((names.overhead, trace.overhead_s))
+    _say(at, names.batch, trace.batch)
+    if trace.batch_lines is not None:
+        at.extend((names.batch_lines + kind, _integer(count)) for kind, count in trace.batch_lines.items())
     return Span(
         f"{method} {route}" if route else method,
         "server",

@@ -16,7 +16,7 @@ from typing import Any
 from router.errors import BadFilter
 from router.trace.export import started_at, usd
 from router.trace.figures import NO_QUANTILES, ROLLUP_SUMS_SQL, ROW_SUMS_SQL, Row, figures, money_of, quantiles_of
-from router.trace.money import METERED_SQL
+from router.trace.money import METERED_SQL, TIMED_SQL
 from router.trace.overview import FROM, added, is_kept, kept_step
 from router.trace.overview import GROUPS as ROLLUP_GROUPS
 from router.trace.question import Ask
@@ -222,7 +222,8 @@ def _quantiles(ask: Ask, group: str, where: str, values: Sequence[Any]) -> dict[
         sql = (
             "SELECT g, MIN(CASE WHEN n * 2 >= c THEN v END), MIN(CASE WHEN n * 100 >= c * 95 THEN v END) FROM ("  # noqa: S608 - constants of the house
             f"SELECT {group} AS g, {column} AS v, ROW_NUMBER() OVER (PARTITION BY {group} ORDER BY {column}) AS n,"
-            f" COUNT(*) OVER (PARTITION BY {group}) AS c FROM traces WHERE {where} AND {column} IS NOT NULL) GROUP BY g"
+            f" COUNT(*) OVER (PARTITION BY {group}) AS c FROM traces WHERE {where} AND {TIMED_SQL}"
+            f" AND {column} IS NOT NULL) GROUP BY g"
         )
         halves.append({row[0]: (row[1], row[2]) for row in ask(sql, values)})
     ttft, took = halves

@@ -19,6 +19,7 @@ DAY_S = 86_400
 MINUTES_KEPT_S = 35 * DAY_S  # at the least: as long as the rows are
 ROLLUPS_KEPT_S = 400 * DAY_S
 _KEPT_S = (MINUTES_KEPT_S, *(ROLLUPS_KEPT_S for _ in STEPS_S[1:]))
+_RESULTS_S = 30 * DAY_S  # longer than the results of a Message Batch may be fetched (29 days after its creation)
 SLICE = 400  # rows deleted at once, about ten milliseconds
 _CATCH_UP = 2_000
 _ROLL_S = 1.0
@@ -117,6 +118,7 @@ class Upkeep:
             return 0, 0
         deleted = rollups = 0
         connection.execute("BEGIN IMMEDIATE")
+        _forget_items(connection, now_ns - _RESULTS_S * 10**9)
         delete_traces = _delete_traces if self.has_rollups else _delete_traces_alone
         steps = list(zip(STEPS_S, _KEPT_S, strict=True)) if self.has_rollups else []
         if keep_s is not None:
@@ -204,6 +206,15 @@ def _delete_rollups(connection: sqlite3.Connection, step_s: int, before_s: float
     if starts:
         _remember(connection, step_s, max(starts)[0])
     return len(starts)
+
+
+def _forget_items(connection: sqlite3.Connection, before_ns: int) -> None:
+    """Forget a slice of the deleted items of batches that can come no more; see the schema."""
+    connection.execute(
+        "DELETE FROM batch_items_gone WHERE trace_id IN (SELECT trace_id FROM batch_items_gone WHERE started_at_ns < ?"
+        " ORDER BY started_at_ns LIMIT ?)",
+        (before_ns, _SLICE_ROLLUPS),
+    )
 
 
 def _remember(connection: sqlite3.Connection, step_s: int, newest: int) -> None:

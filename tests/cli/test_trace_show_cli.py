@@ -34,7 +34,8 @@ def url(tmp_path: Path) -> str:
     sink = SqliteTraceSink(tmp_path / "t.db")
     sink.write(a_trace(1, cache="bypass", cache_reason="no-store", conversation="c1", session="s1"))
     sink.write(a_trace(2, cache="miss", cache_reason="failed", conversation="c2", session="s1"))
-    sink.write(a_trace(3, cache="miss", is_stored=True, conversation="c2"))
+    lines = {"succeeded": 1_200, "errored": 0}
+    sink.write(a_trace(3, cache="miss", is_stored=True, conversation="c2", batch="msgbatch_1", batch_lines=lines))
     tokens = Tokens(10, cache_read=5, output=7)
     sink.write(
         a_trace(4, tags=("trial", "x"), model_sent="a", model_answered="b", stop_reason="end_turn", is_streaming=True,
@@ -69,6 +70,7 @@ def test_each_filter_of_the_page_is_an_option(command: str):
     [
         ("--cache-reason", "no-store", [1]), ("--cache-reason", "failed", [2]), ("--session", "s1", [2, 1]),
         ("--conversation", "c2", [3, 2]), ("--trace-id", f"{3:032x}", [3]), ("--request-id", "req_4", [4]),
+        ("--batch", "msgbatch_1", [3]),
     ],
 )  # fmt: skip
 def test_filters_find_what_they_name(url: str, option: str, value: str, found: list[int]):
@@ -89,6 +91,7 @@ def test_a_reason_that_does_not_exist_is_refused(url: str):
     ("number", "said"),
     [
         (1, "bypass, not looked up: no-store"), (2, "miss, the answer was not kept: failed"),
+        (3, "batch msgbatch_1"), (3, "results 1,200 succeeded, 0 errored"),
         (3, "miss, the answer was stored"), (1, "conversation c1  session s1"),
         (4, "tags trial, x"), (4, "-> a, answered as b"), (4, "endpoint messages, streamed"),
         (4, "retry after 2 s"), (4, "iteration message a: input_tokens 10"),

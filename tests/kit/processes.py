@@ -110,7 +110,7 @@ async def router(
     log = folder / f"{name}.log"
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "router.cli.main", "serve", cwd=folder, env=environment(**own, **settings),
+            sys.executable, "-m", "router.cli.main", "serve", cwd=folder, env=environment(**{**own, **settings}),
             stdout=asyncio.subprocess.PIPE, stderr=errors,
         )  # fmt: skip
     try:

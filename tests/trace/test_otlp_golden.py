@@ -78,10 +78,11 @@ async def counted(s: Stage) -> None:
 
 
 async def of_a_batch(s: Stage) -> None:
-    """A path that is not routed; the id in it is in no name."""
+    """A path that is not routed; the id in it is in no name. The items that it books have no spans."""
     assert (await s.request("GET", "/v1/messages/batches/msgbatch_123/results?after=x")).status == 200
 
 
+RESULTS = b'{"custom_id":"a","result":{"type":"succeeded","message":%b}}\n' % PLAIN
 DENY = "version: 1\nrules:\n  - name: closed\n    deny: closed\notherwise: as-asked\n"
 CUT = streams(*events("a", "b", model="claude-haiku-5-5")[:4])
 CASES: dict[str, tuple[Callable[[Stage], Awaitable[None]], Any, str, int]] = {
@@ -104,7 +105,7 @@ CASES: dict[str, tuple[Callable[[Stage], Awaitable[None]], Any, str, int]] = {
     "denied": (denied, None, DENY, 2),
     "nobody": (nobody, None, HAIKU, 1),
     "count": (counted, answers(http(b'{"input_tokens":5}')), HAIKU, 3),
-    "batch": (of_a_batch, answers(http(b"{}")), HAIKU, 2),
+    "batch": (of_a_batch, answers(http(RESULTS, kind="application/x-jsonl")), HAIKU, 2),
 }
 
 

@@ -2,7 +2,7 @@
 
 export const FILTERS = [
   "rule", "task", "model", "lane", "outcome", "cache", "cache_reason", "policy", "tenant", "key", "conversation", "session",
-  "endpoint", "trace_id", "request_id", "min_cost_usd", "until",
+  "endpoint", "batch", "trace_id", "request_id", "min_cost_usd", "until",
 ];
 export const GROUPS = ["rule", "model", "task", "key", "lane", "policy", "outcome"];
 

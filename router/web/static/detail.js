@@ -176,7 +176,9 @@ function ids(trace, filter) {
     ["trace", trace.trace_id], ["request", trace.request_id], ["started", trace.started_at],
     ["endpoint", only("endpoint")], ["task", only("task")], ["tenant", only("tenant")],
     ["key", only("key")], ["client", trace.client], ["conversation", only("conversation")],
-    ["session", only("session")], ["answered by", trace.model_answered],
+    ["session", only("session")], ["batch", only("batch")],
+    ["results", trace.batch_lines && Object.entries(trace.batch_lines).map(([kind, n]) => `${n} ${kind}`).join(", ")],
+    ["answered by", trace.model_answered],
   ].filter(([, value]) => value)));
 }
 

@@ -1,0 +1,212 @@
+"""The results of a Message Batch: passed on byte for byte, while a copy is read line by line and each item is booked.
+
+An item that succeeded becomes one trace. Its id is a hash of the batch and of the item's name there, so that it is the
+same whenever, by whomever and through whichever process the results are fetched: sinks count it once. Nothing is
+remembered here between two fetches. A fetch that breaks off has booked the whole lines that passed; the next one books
+the others. What succeeded not costs nothing, and is only counted, in the trace of the fetch.
+
+A hundred thousand items are more than a sink can hold. While it has no room the upstream is not read, and so the client
+waits. One that has no room for `PATIENCE_S` takes nothing at all, and no client is held up for that: lines pass
+unmetered then, are counted as such, and the next fetch books them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from dataclasses import replace
+from typing import Any
+from urllib.parse import unquote
+
+import orjson
+
+from router.catalog.lookup import Catalog
+from router.errors import ClientGone, UpstreamBroken, UpstreamTimeout
+from router.seams import ItemSink, UpstreamReply
+from router.serve.exchange import Exchange
+from router.serve.ledger import book
+from router.serve.relay import timed_read
+from router.trace.record import BATCH_ITEM, Attempt, Trace
+from router.usage import UsageMeter
+from router.wire.jsonl import LineReader
+
+KINDS = ("succeeded", "errored", "canceled", "expired")
+UNMETERED = "unmetered"  # lines that could not be read or booked; an answer that came compressed counts as one
+PATIENCE_S = 30.0
+_PAUSE_S = 0.02
+_AT_ONCE = 16  # lines read before other requests get their turn: about half a millisecond
+_BREATH_S = 0.001  # of that turn: without it, reading here and storing there would take all of the process
+_FAMILY = "/v1/messages/batches/"
+
+
+def batch_named(path: str) -> tuple[str | None, bool]:
+    """The batch that a path of the family names, None for none, and whether it asks for its results.
+
+    However the path is spelled, the id is as the upstream reads it: else another spelling would make other items.
+    """
+    if not path.startswith(_FAMILY):
+        return None, False
+    parts: list[str] = []
+    for part in unquote(path[len(_FAMILY) :]).split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    return (parts[0] if parts else None), len(parts) == 2 and parts[1] == "results"
+
+
+def item_id(batch: str, custom_id: str) -> str:
+    """The trace id of an item: 32 hex digits. `custom_id` is unique within its batch."""
+    named = f"model-router batch item\0{batch}\0{custom_id}"
+    return hashlib.blake2b(named.encode("utf-8", "replace"), digest_size=16).hexdigest()
+
+
+class BatchResultsRelay:
+    """A `relay.Relay` of JSON lines. `policy` is the name that the items are booked under.
+
+    `settle` is to be called once nothing more is read. `is_readable` False: the bytes are compressed, and none is read.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        reply: UpstreamReply,
+        attempt: Attempt,
+        items: ItemSink,
+        catalog: Catalog,
+        *,
+        batch: str,
+        policy: str,
+        is_readable: bool = True,
+        max_line_bytes: int | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._exchange = exchange
+        self._reply = reply
+        self._attempt = attempt
+        self._items = items
+        self._catalog = catalog
+        self._batch = batch
+        self._policy = policy
+        self._is_readable = is_readable
+        self._lines = LineReader() if max_line_bytes is None else LineReader(max_line_bytes)
+        self._patience_s = patience_s
+        self._is_patient = True
+        self._counts = dict.fromkeys(KINDS, 0)
+        self._unmetered = 0 if is_readable else 1
+        self.is_complete = False
+
+    async def read(self) -> bytes:
+        """See `Relay`. The lines that end in a chunk are booked before it is given out."""
+        try:
+            chunk = await timed_read(self._exchange, self._reply)
+        except UpstreamTimeout:
+            self._attempt.outcome = "timeout"
+            raise
+        except UpstreamBroken:
+            self._attempt.outcome = "cut"
+            raise
+        except ClientGone:
+            self._attempt.outcome = "client_closed"
+            raise
+        if not chunk:
+            self.is_complete = True
+            return b""
+        if self._is_readable:
+            for number, line in enumerate(self._lines.feed(chunk), start=1):
+                self._note(line)
+                if number % _AT_ONCE == 0:
+                    await self._others()
+            await self._room()
+        return chunk
+
+    def abort(self) -> None:
+        """See `Relay`."""
+        if not self.is_complete:
+            self._reply.abort()
+
+    def settle(self) -> None:
+        """Book what stands behind the last line end, if it is whole, and say in the trace what passed."""
+        trace = self._exchange.trace
+        rest = self._lines.rest()
+        if rest:
+            self._note(rest)
+        trace.batch_lines = {**self._counts, UNMETERED: self._unmetered + self._lines.too_long}
+        self._attempt.ended_s = self._exchange.clock.now_s()
+
+    def _note(self, line: bytes) -> None:
+        """Count one line, and book it if it is an answer."""
+        entry = _object(line)
+        result = entry.get("result")
+        custom_id = entry.get("custom_id")
+        kind = result.get("type") if isinstance(result, dict) else None
+        if not isinstance(result, dict) or not isinstance(custom_id, str) or kind not in KINDS:
+            self._unmetered += 1
+            return
+        if kind == "succeeded":
+            message = result.get("message")
+            if not isinstance(message, dict) or not (self._is_patient or self._items.has_room()):
+                self._unmetered += 1
+                return
+            self._items.write(self._booked(custom_id, message))
+        self._counts[kind] += 1
+
+    def _booked(self, custom_id: str, message: dict[str, Any]) -> Trace:
+        """The trace of an item; what it asked for is not in its result, so it is taken to be what answered."""
+        fetch = self._exchange.trace
+        meter = UsageMeter()
+        meter.message(message)
+        usage, model, message_id = meter.usage(), meter.model or "", message.get("id")
+        item = Trace(
+            item_id(self._batch, custom_id),
+            fetch.started_at_ns + int(self._exchange.clock.now_s() * 1e9),
+            endpoint=BATCH_ITEM,
+            method=fetch.method,
+            path=fetch.path,
+            request_id=message_id if isinstance(message_id, str) else None,
+            tenant=fetch.tenant,
+            key=fetch.key,
+            client=fetch.client,
+            batch=self._batch,
+            policy=self._policy,
+            model_asked=model,
+            model_sent=model,
+            model_answered=meter.model,
+            # The tier is what says afterwards (in reports, in booking again) that batch prices hold.
+            usage=None if usage is None else replace(usage, service_tier="batch"),
+            status=200,
+            stop_reason=meter.stop_reason,
+        )
+        book(item, self._catalog)
+        return item
+
+    async def _others(self) -> None:
+        """Let other requests have their turn, and the sink its time."""
+        await asyncio.sleep(_BREATH_S)
+        await self._room()
+
+    async def _room(self) -> None:
+        """Wait until the sink has room, the client leaves or patience ends."""
+        if self._items.has_room() or not self._is_patient:
+            return
+        clock, watch = self._exchange.clock, self._exchange.watch
+        until_s = clock.now_s() + self._patience_s
+        while not (self._items.has_room() or watch.is_gone or watch.is_stopping):
+            if clock.now_s() >= until_s:
+                self._is_patient = False
+                return
+            await asyncio.sleep(_PAUSE_S)
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    """The JSON object of a line; an empty one for anything else."""
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        try:
+            # An answer may hold half a surrogate pair, which is no text, and costs what it costs all the same.
+            value = orjson.loads(json.dumps(json.loads(line), ensure_ascii=False).encode("utf-8", "replace"))
+        except (ValueError, RecursionError):
+            return {}
+    return value if isinstance(value, dict) else {}
