@@ -40,11 +40,12 @@ from router.serve.refresh import ModelRefresh
 from router.settings import Settings, refresh_s, traces_keep_s
 from router.stores import cache_secret, maintained, open_stores
 from router.trace.again import decide_again
+from router.trace.items import BatchItems
 from router.trace.metrics import MetricsSink
+from router.trace.reader_child import ProcessDesk
 from router.trace.recent import RecentTraces
 from router.trace.semconv import SEMCONV
-from router.trace.sessions import Sessions
-from router.trace.sqlite import SqliteTraceReader, SqliteTraceSink, open_sink, path_of
+from router.trace.sqlite import SqliteTraceSink, open_sink, path_of
 from router.trace.upkeep import Retention
 from router.upstream.http1 import Http1Upstream
 from router.web.admin import AdminServices, create_admin
@@ -90,6 +91,8 @@ class App:
         self.traces: SqliteTraceSink | None = open_sink(
             settings.traces, Retention(traces_keep_s(settings), settings.traces_max_mb * 1_000_000)
         )
+        trace_file = path_of(settings.traces)
+        self.desk = None if trace_file is None else ProcessDesk(trace_file)
         self.refresh = _model_refresh(settings, self.upstream, self.catalog)
         self._refreshing: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -109,6 +112,8 @@ class App:
             gauges["models_refresh"] = self.refresh.stats
         if self.traces is not None:
             gauges["traces"] = self.traces.stats
+        if self.desk is not None:
+            gauges["trace_reader"] = self.desk.stats
         if self.otlp is not None:
             gauges["otlp"] = self.otlp.stats
         if self.capture is not None:
@@ -137,6 +142,7 @@ class App:
             upstream=self.upstream,
             deadlines=Deadlines(),
             sinks=tuple(sink for sink in sinks if sink is not None),
+            items=BatchItems(self.traces, (self.metrics, self.recent)),
             wall_clock=time.time,
             jitter=random.random,
             content=self.capture,
@@ -156,13 +162,12 @@ class App:
                 is_trace_continued=settings.trace_context == "continue",
             )
         )
-        trace_file = path_of(settings.traces)
         self.admin = create_admin(
             AdminServices(
                 readiness=self._readiness,
                 metrics=self.metrics.render,
                 policy_status=self._policy_status,
-                reader=SqliteTraceReader(trace_file) if trace_file is not None else None,
+                desk=self.desk,
                 flush=partial(self.traces.flush, 1.0) if self.traces is not None else None,
                 decide_now=self._decide_now if trace_file is not None else None,
                 admin_token=settings.admin_token,
@@ -174,8 +179,7 @@ class App:
         )
 
     def _status_services(self, gauges: Mapping[str, Callable[[], Mapping[str, int]]]) -> StatusServices:
-        settings, trace_file = self.settings, path_of(self.settings.traces)
-        reader = None if trace_file is None else SqliteTraceReader(trace_file, time_limit_s=5.0)
+        settings = self.settings
         return StatusServices(
             readiness=self._readiness,
             policy_status=self._policy_status,
@@ -187,10 +191,6 @@ class App:
             capture=settings.capture,
             version=version("model-router"),
             started_at_ns=time.time_ns(),
-            flush=partial(self.traces.flush, 1.0) if self.traces is not None else None,
-            totals=None if reader is None else reader.totals,
-            find=None if reader is None else reader.get,
-            sessions=None if trace_file is None else Sessions(trace_file),
             content=None if self.capture is None else self.capture.read,
             has_token=settings.admin_token is not None,
         )
@@ -239,6 +239,8 @@ class App:
             await self.upstream.close()
             await self.stores.close()
         finally:
+            if self.desk is not None:
+                await self.desk.close()
             closing = [sink.close for sink in (self.traces, self.capture, self.otlp) if sink is not None]
             await asyncio.gather(*(asyncio.to_thread(close) for close in closing))
 

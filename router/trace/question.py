@@ -17,13 +17,24 @@ from urllib.parse import quote
 from router.errors import TraceStoreError
 
 Ask = Callable[[str, Sequence[Any]], Sequence[Any]]
+Stop = Callable[[], bool]
 _STEPS = 2_000  # virtual machine steps between two looks at the clock, about 0.1 ms
 
 
+def never() -> bool:
+    """The `stop` of a question that only its time ends."""
+    return False
+
+
 @contextmanager
-def question(path: Path, time_limit_s: float) -> Iterator[Ask]:
-    """A function from SQL and values to rows. Raises TraceStoreError: missing, unreadable, or over `time_limit_s`."""
+def question(path: Path, time_limit_s: float, stop: Stop = never) -> Iterator[Ask]:
+    """A function from SQL and values to rows. Raises TraceStoreError: missing, unreadable, over `time_limit_s` or
+    `stop()`, which is asked again and again."""
     deadline = time.monotonic() + time_limit_s
+
+    def is_over() -> bool:
+        return time.monotonic() > deadline or stop()
+
     if not path.exists():
         raise TraceStoreError(
             f"there is no trace store at `{path}`",
@@ -34,10 +45,10 @@ def question(path: Path, time_limit_s: float) -> Iterator[Ask]:
         connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=1.0, isolation_level=None)
         connection.execute("PRAGMA query_only=1")
         connection.execute("BEGIN")  # one state of the file, however many statements: rows and roll-ups are added up
-        connection.set_progress_handler(lambda: int(time.monotonic() > deadline), _STEPS)
+        connection.set_progress_handler(is_over, _STEPS)
 
         def ask(sql: str, values: Sequence[Any]) -> Sequence[Any]:
-            if time.monotonic() > deadline:  # what is made of the rows between two looks takes time as well
+            if is_over():  # what is made of the rows between two looks takes time as well
                 raise sqlite3.OperationalError("interrupted")
             return connection.execute(sql, values).fetchall()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from router.trace.overview import overview
-from router.trace.question import question
+from router.trace.question import Stop, never, question
 from router.trace.record import TraceQuery
 from router.trace.rows import trace_json
 from router.trace.schema import COLUMNS
@@ -38,18 +38,21 @@ _EQUALS = (
     ("session", "session"),
     ("outcome", "outcome"),
     ("endpoint", "endpoint"),
+    ("batch", "batch"),
 )
 
 
 class SqliteTraceReader:
     """Questions to a trace store. Every method raises TraceStoreError when the file is missing, unreadable or slow.
 
-    `time_limit_s` bounds each question; `path` may come into being later.
+    `time_limit_s` bounds each question, and so does `stop`: it is asked while one runs, and ends it by returning True.
+    `path` may come into being later.
     """
 
-    def __init__(self, path: Path | str, *, time_limit_s: float = 10.0) -> None:
+    def __init__(self, path: Path | str, *, time_limit_s: float = 10.0, stop: Stop = never) -> None:
         self._path = Path(path)
         self._time_limit_s = time_limit_s
+        self._stop = stop
 
     def list(self, query: TraceQuery) -> Rows:
         """The newest traces that match, as `export.as_json` shows them; at most `MAX_LIMIT`.
@@ -70,7 +73,7 @@ class SqliteTraceReader:
 
         Where one id names several traces, the newest. None when there is none, or when a beginning is not unique.
         """
-        with question(self._path, self._time_limit_s) as ask:
+        with question(self._path, self._time_limit_s, self._stop) as ask:
             for column in ("trace_id", "request_id"):
                 found = ask(f"{_SELECT} WHERE {column} = ? ORDER BY started_at_ns DESC LIMIT 1", (some_id,))
                 if found:
@@ -88,7 +91,7 @@ class SqliteTraceReader:
 
         Marks count arrivals, not starts: a long request is seen when it ends. `after` None only asks for the mark.
         """
-        with question(self._path, self._time_limit_s) as ask:
+        with question(self._path, self._time_limit_s, self._stop) as ask:
             newest = int(ask("SELECT coalesce(max(seq), 0) FROM traces", ())[0][0])
             if after is None or after >= newest:
                 return newest if after is None or after > newest else after, []
@@ -115,20 +118,20 @@ class SqliteTraceReader:
         another `by`.
         """
         check_group(by)
-        with question(self._path, self._time_limit_s) as ask:
+        with question(self._path, self._time_limit_s, self._stop) as ask:
             found = summary(ask, by, since_ns, until_ns)
             return {**found, "projection": projection(ask, time.time_ns())}
 
     def report(self, by: str, since_ns: int | None) -> Rows:
         """The `rows` of `summary`."""
         check_group(by)
-        with question(self._path, self._time_limit_s) as ask:
+        with question(self._path, self._time_limit_s, self._stop) as ask:
             rows: Rows = summary(ask, by, since_ns, None)["rows"]
         return rows
 
     def totals(self, since_ns: int | None) -> Row:
         """The `totals` of `summary`: one row over everything since `since_ns` (None: since the beginning)."""
-        with question(self._path, self._time_limit_s) as ask:
+        with question(self._path, self._time_limit_s, self._stop) as ask:
             totals: Row = summary(ask, "lane", since_ns, None)["totals"]
         return totals
 
@@ -149,12 +152,12 @@ class SqliteTraceReader:
         are still being made of older rows. Raises BadFilter, also for a `step_s` below an hour where minutes are
         deleted.
         """
-        with question(self._path, self._time_limit_s) as ask:
+        with question(self._path, self._time_limit_s, self._stop) as ask:
             return overview(ask, since_ns, until_ns, by=by, step_s=step_s, filters=filters or {})
 
     def _page(self, query: TraceQuery) -> Sequence[Any]:
         where, values = _where(query)
-        with question(self._path, self._time_limit_s) as ask:
+        with question(self._path, self._time_limit_s, self._stop) as ask:
             return ask(
                 f"{_SELECT} WHERE {where} ORDER BY started_at_ns DESC, trace_id DESC LIMIT ?",
                 (*values, max(1, min(query.limit, MAX_LIMIT))),

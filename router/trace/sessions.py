@@ -6,23 +6,17 @@ requests are tried: a session that is under way has one of them.
 
 from __future__ import annotations
 
-import sqlite3
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from router.errors import TraceStoreError
 from router.facts.identity import session_key
 from router.trace.export import started_at, usd
 from router.trace.figures import exact, tokens
 from router.trace.money import KNOWN_SQL, METERED_SQL
+from router.trace.question import Ask, Stop, never, question
 from router.trace.rollup import MICRO
 
 _LIMIT_S = 2.0
-_STEPS = 2_000
 _LATEST = 2_000  # requests whose tenants are tried
 _SUMS = (
     f"COUNT(*), coalesce(SUM(outcome = 'ok'), 0), {exact('cost_pusd', KNOWN_SQL)},"
@@ -33,19 +27,18 @@ _SUMS = (
 )
 _LAST = "started_at_ns, trace_id, model_asked, model_sent, model_answered, lane, rule, outcome"
 
-Ask = Callable[[str, Sequence[Any]], list[Any]]
-
 
 class Sessions:
     """Questions to the trace store about one session. Every one raises TraceStoreError when it cannot be answered."""
 
-    def __init__(self, path: Path | str, *, time_limit_s: float = _LIMIT_S) -> None:
+    def __init__(self, path: Path | str, *, time_limit_s: float = _LIMIT_S, stop: Stop = never) -> None:
         self._path = Path(path)
         self._time_limit_s = time_limit_s
+        self._stop = stop
 
     def of_session(self, session: str, tenant: str | None = None) -> dict[str, Any] | None:
         """The figures of the session that a client calls `session`; None when no request of it is there."""
-        with self._question() as ask:
+        with question(self._path, self._time_limit_s, self._stop) as ask:
             if tenant is not None:
                 tenants = [tenant]
             else:
@@ -59,26 +52,13 @@ class Sessions:
 
     def of_conversation(self, conversation: str) -> dict[str, Any] | None:
         """The figures of a conversation, by the hash that its traces name."""
-        with self._question() as ask:
+        with question(self._path, self._time_limit_s, self._stop) as ask:
             return _figures(ask, "conversation", conversation, 0)
 
     def of_key(self, key: str, since_ns: int) -> dict[str, Any] | None:
         """The figures of a key since then, in Unix nanoseconds: a key has no end, so somebody must name a beginning."""
-        with self._question() as ask:
+        with question(self._path, self._time_limit_s, self._stop) as ask:
             return _figures(ask, "key", key, since_ns)
-
-    @contextmanager
-    def _question(self) -> Iterator[Ask]:
-        deadline = time.monotonic() + self._time_limit_s
-        if not self._path.exists():
-            raise TraceStoreError(f"there is no trace store at `{self._path}`", hint="it comes with the first request")
-        try:
-            name = f"file:{quote(str(self._path))}?mode=ro"
-            with closing(sqlite3.connect(name, uri=True, timeout=1.0, isolation_level=None)) as connection:
-                connection.set_progress_handler(lambda: int(time.monotonic() > deadline), _STEPS)
-                yield lambda sql, values: connection.execute(sql, values).fetchall()
-        except sqlite3.Error as error:
-            raise TraceStoreError(f"the trace store `{self._path}` cannot be read: {error}", retryable=True) from error
 
 
 def _figures(ask: Ask, column: str, value: str, since_ns: int) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """The admin listener: health, metrics, the policy in force, the cache, traces as JSON and as a page.
 
-Whom it lets in is decided in `web/gate.py`. The trace store is read in a worker thread, never on the event loop.
+Whom it lets in is decided in `web/gate.py`. What it asks of the trace store goes to a desk (`trace.asking`):
+the store is never read on the event loop.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from starlette.routing import Route
 
 from router.cache.desk import CacheDesk
 from router.errors import RouterError
+from router.trace.asking import AnswerDesk
 from router.trace.metrics import CONTENT_TYPE
 from router.web.answer import json_answer, router_error
+from router.web.ask import Asker
 from router.web.cache import CacheRooms
+from router.web.flush import EVERY_S, SharedFlush
 from router.web.gate import Gate, log_in, log_out, login_page
 from router.web.page import page_routes
 from router.web.status import StatusRooms, StatusServices
-from router.web.traces import TraceReader, TraceRooms, TraceServices
+from router.web.traces import TraceRooms, TraceServices
 from router.web.turns import Busy, Turns, busy_answer
 
 _POLL_S = 1.0
@@ -35,16 +39,18 @@ class AdminServices:
     """What the admin listener shows, as callables.
 
     `readiness` says whether the router can serve, with details; `policy_status` what is in force and what a refused
-    edit said; `flush`, when given, waits for written traces to reach the store (it is run in a thread). `reader` None:
-    traces are off. `decide_now` says what the policies in force would do with a trace, None when it is gone.
-    `is_draining` ends live tails, so that a server can stop. `now_ns` is Unix time. `cache` counts and purges.
+    edit said; `desk` takes questions to the trace store, None: traces are off; `flush`, when given, waits for written
+    traces to reach it (it is run in a thread, every `flush_every_s` seconds where it is wanted all the time).
+    `decide_now` says what the policies in force would do with a trace, None when it is gone. `is_draining` ends live
+    tails, so that a server can stop. `now_ns` is Unix time. `cache` counts and purges.
     """
 
     readiness: Callable[[], tuple[bool, Mapping[str, Any]]]
     metrics: Callable[[], bytes]
     policy_status: Callable[[], Mapping[str, Any]]
-    reader: TraceReader | None = None
+    desk: AnswerDesk | None = None
     flush: Callable[[], object] | None = None
+    flush_every_s: float = EVERY_S
     decide_now: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] | None = None
     admin_token: str | None = None
     version: str = ""
@@ -59,17 +65,15 @@ def create_admin(services: AdminServices) -> Starlette:
     """The admin application. Every answer carries the safe headers; errors have the Messages API shape."""
     rooms = _Rooms(services)
     cache = CacheRooms(services.cache)
-    turns = Turns()
+    asker = Asker(services.desk, SharedFlush(services.flush, services.flush_every_s), Turns())
     traces = TraceRooms(
         TraceServices(
-            reader=services.reader,
-            flush=services.flush,
             decide_now=services.decide_now,
             is_draining=services.is_draining,
             now_ns=services.now_ns,
             poll_s=services.poll_s,
         ),
-        turns,
+        asker,
     )
     app = Starlette(
         routes=[
@@ -82,7 +86,7 @@ def create_admin(services: AdminServices) -> Starlette:
             Route("/login", rooms.login_form, methods=["GET"]),
             Route("/login", rooms.login, methods=["POST"]),
             Route("/logout", rooms.logout, methods=["POST"]),
-            *(StatusRooms(services.status, turns).routes() if services.status is not None else ()),
+            *(StatusRooms(services.status, asker).routes() if services.status is not None else ()),
             *traces.routes(),
             *page_routes(),
         ],

@@ -13,7 +13,12 @@ from router.trace.export import encode_json
 
 def json_answer(value: Any, status: int = 200) -> Response:
     """A value as JSON."""
-    return Response(encode_json(value), status, media_type="application/json", headers={"cache-control": "no-store"})
+    return encoded_answer(encode_json(value).encode(), status)
+
+
+def encoded_answer(body: bytes, status: int = 200) -> Response:
+    """JSON that is written already."""
+    return Response(body, status, media_type="application/json", headers={"cache-control": "no-store"})
 
 
 def error_answer(status: int, kind: str, message: str) -> Response:

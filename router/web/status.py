@@ -7,10 +7,12 @@ it wants the admin token, and where no token is set nobody reads them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import anyio.to_thread
 from starlette.requests import Request
@@ -18,11 +20,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from router.errors import BadFilter, TraceStoreError
+from router.trace import asking
 from router.trace.export import started_at
 from router.trace.filters import read_since
-from router.web.answer import error_answer, json_answer
+from router.web.answer import encoded_answer, error_answer, json_answer
+from router.web.ask import Asker
 from router.web.gate import is_foreign, refuse_foreign
-from router.web.turns import Turns
 
 Figures = Mapping[str, Any]
 
@@ -35,23 +38,13 @@ _LOST = ("dropped", "thinned", "failed", "set_aside")
 _MONEY = ("requests", "cost_usd", "baseline_usd", "saved_usd", "saved_share", "unknown_cost", "hit_rate")
 
 
-class SessionReader(Protocol):
-    """What `/session` asks (`trace.sessions.Sessions` is one); raises TraceStoreError."""
-
-    def of_session(self, session: str, tenant: str | None = None) -> dict[str, Any] | None: ...
-
-    def of_conversation(self, conversation: str) -> dict[str, Any] | None: ...
-
-    def of_key(self, key: str, since_ns: int) -> dict[str, Any] | None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class StatusServices:
-    """What the rooms of status need.
+    """What the rooms of status need beside the trace store.
 
     `recent` gives the figures of the last minutes, `gauges` those of each part by name (as in the metrics), `links` are
-    the names of those that are links to Redis. `totals` sums the trace store since a time, `find` gives a trace by an
-    id of it, `content` what was captured under a trace id; None: there is none. `now_ns` is Unix time.
+    the names of those that are links to Redis. `content` gives what was captured under a trace id; None: there is none.
+    `now_ns` is Unix time.
     """
 
     readiness: Callable[[], tuple[bool, Figures]]
@@ -64,10 +57,6 @@ class StatusServices:
     capture: str = "off"
     version: str = ""
     started_at_ns: int = 0
-    flush: Callable[[], object] | None = None
-    totals: Callable[[int | None], Figures] | None = None
-    find: Callable[[str], Figures | None] | None = None
-    sessions: SessionReader | None = None
     content: Callable[[str], list[dict[str, Any]]] | None = None
     has_token: bool = False
 
@@ -75,9 +64,9 @@ class StatusServices:
 class StatusRooms:
     """The endpoints."""
 
-    def __init__(self, services: StatusServices, turns: Turns) -> None:
+    def __init__(self, services: StatusServices, asker: Asker) -> None:
         self._services = services
-        self._turns = turns
+        self._asker = asker
 
     def routes(self) -> list[BaseRoute]:
         """The routes of all rooms."""
@@ -87,34 +76,28 @@ class StatusRooms:
             Route("/traces/{some_id}/content", self.content),
         ]
 
-    async def status(self, _: Request) -> Response:
+    async def status(self, request: Request) -> Response:
         """The whole state."""
         money, reason = {}, ""
-        totals = self._services.totals
-        if totals is not None:
-            await self._flush()
+        if self._asker.is_on:
             now_ns = self._services.now_ns()
+            since_ns = {"hour": now_ns - _HOUR_NS, "day": now_ns - 24 * _HOUR_NS}
             try:
-                for name, span_ns in (("hour", _HOUR_NS), ("day", 24 * _HOUR_NS)):
-                    found = await anyio.to_thread.run_sync(partial(totals, now_ns - span_ns))
-                    money[name] = {each: found.get(each) for each in _MONEY}
+                found = await self._asker.ask_for(request, asking.totals(since_ns, _MONEY))
+                money = json.loads(found.body, parse_float=Decimal)  # the very digits
             except TraceStoreError as error:  # said below; the rest of the screen does not need the store
-                money, reason = {}, error.message
+                reason = error.message
         return json_answer(describe(self._services, money, reason))
 
     async def session(self, request: Request) -> Response:
         """One session (`session`, with `tenant` if it is known), conversation or key (`key`, `since`)."""
         params = dict(request.query_params)
-        sessions = self._services.sessions
-        if sessions is None:
-            raise TraceStoreError("traces are off", hint="set `traces` to `sqlite:///router.db`")
-        question = _question(sessions, params, self._services.now_ns())
-        await self._flush()
-        async with self._turns.turn():
-            found = await anyio.to_thread.run_sync(question)
-        if found is None:
+        self._asker.check()
+        question = _question(params, self._services.now_ns())
+        found = await self._asker.ask_for(request, question, in_turn=True)
+        if not found.head:
             return error_answer(404, "not_found_error", "no request of that is in the trace store")
-        return json_answer(found)
+        return encoded_answer(found.body)
 
     async def content(self, request: Request) -> Response:
         """What was captured of a request, by any id of its trace; newest first where several share a trace id."""
@@ -126,31 +109,22 @@ class StatusRooms:
         if services.content is None:
             return error_answer(404, "not_found_error", "no content is captured: set `capture`")
         some_id = request.path_params["some_id"]
-        some_id = await self._trace_id(some_id)
+        some_id = await self._trace_id(request, some_id)
         contents = await anyio.to_thread.run_sync(partial(services.content, some_id))
         if not contents:
             return error_answer(404, "not_found_error", f"no content is kept for `{some_id[:80]}`")
         return json_answer({"trace_id": some_id, "contents": contents})
 
-    async def _flush(self) -> None:
-        """What has ended is to be in the answer."""
-        if self._services.flush is not None:
-            await anyio.to_thread.run_sync(self._services.flush)
-
-    async def _trace_id(self, some_id: str) -> str:
+    async def _trace_id(self, request: Request, some_id: str) -> str:
         """The trace that an id means; the id itself where no trace store can say."""
-        services = self._services
-        if services.find is None:
-            return some_id
-        await self._flush()
         try:
-            found = await anyio.to_thread.run_sync(partial(services.find, some_id))
+            found = await self._asker.ask_for(request, asking.one(some_id))
         except TraceStoreError:
             return some_id
-        return some_id if found is None else str(found["trace_id"])
+        return str(found.head.get("trace_id", some_id))
 
 
-def _question(sessions: SessionReader, params: dict[str, str], now_ns: int) -> Callable[[], dict[str, Any] | None]:
+def _question(params: dict[str, str], now_ns: int) -> asking.Question:
     given = [name for name in ("session", "conversation", "key") if params.get(name)]
     if len(given) != 1:
         raise BadFilter("expected exactly one of `session`, `conversation` and `key`")
@@ -158,17 +132,12 @@ def _question(sessions: SessionReader, params: dict[str, str], now_ns: int) -> C
     value = params.pop(name)
     if len(value) > 2_000:
         raise BadFilter(f"`{name}` has {len(value)} characters, expected at most 2000")
-    question: Callable[[], dict[str, Any] | None]
-    if name == "session":
-        question = partial(sessions.of_session, value, params.pop("tenant", "") or None)
-    elif name == "conversation":
-        question = partial(sessions.of_conversation, value)
-    else:
-        question = partial(sessions.of_key, value, read_since(params.pop("since", "") or _KEY_SINCE, now_ns))
+    tenant = params.pop("tenant", "") if name == "session" else ""
+    since_ns = read_since(params.pop("since", "") or _KEY_SINCE, now_ns) if name == "key" else 0
     unknown = [each for each, text in params.items() if text]
     if unknown:
         raise BadFilter(f"`{unknown[0]:.64}` does not go with `{name}`")
-    return question
+    return asking.session(name, value, tenant=tenant or None, since_ns=since_ns)
 
 
 def describe(services: StatusServices, money: Figures, no_money_because: str = "") -> dict[str, Any]:
@@ -271,6 +240,11 @@ def _worth_a_look(
         if any(lost.values()):
             said = ", ".join(f"{count:,} {each.replace('_', ' ')}" for each, count in lost.items() if count)
             yield _note(f"{what} since the start: {said}", "the log says when and why")
+    if gauges.get("trace_reader", {}).get("is_refused"):
+        yield _note(
+            "no process can be started for the questions of the page: answering them slows requests",
+            "the log says why: a limit of processes, or of memory",
+        )
     if services.capture != "off":
         yield _note(
             f"the content of requests is being captured (`{services.capture}`)", "`capture: off` when you have seen it"

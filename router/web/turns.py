@@ -72,7 +72,9 @@ class SeatedStream(StreamingResponse):
     Not left to the stream itself: of one that never began, for a client that had gone, no `finally` would run.
     """
 
-    def __init__(self, seats: Seats, content: AsyncIterator[str], media_type: str, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, seats: Seats, content: AsyncIterator[bytes], media_type: str, headers: Mapping[str, str]
+    ) -> None:
         super().__init__(content, media_type=media_type, headers=headers)
         self._seats = seats
 

@@ -22,8 +22,9 @@ from router.policy.check import compile_folder
 from router.policy.compile import PolicySet
 from router.policy.store import read_folder
 from router.trace.again import decide_again
+from router.trace.reader_desk import ThreadDesk
 from router.trace.record import Attempt, Trace
-from router.trace.sqlite import SqliteTraceReader, SqliteTraceSink
+from router.trace.sqlite import SqliteTraceSink
 from router.usage import Tokens, Usage
 from router.web.admin import AdminServices, create_admin
 
@@ -95,8 +96,9 @@ def shown(folder: Path) -> Iterator[Shown]:
         readiness=lambda: (True, {}),
         metrics=lambda: b"",
         policy_status=lambda: {"revision": new.revision, "is_current": True, "last_error": "", "warnings": []},
-        reader=SqliteTraceReader(store),
+        desk=ThreadDesk(store),
         flush=partial(sink.flush, 1.0),
+        flush_every_s=0.0,
         decide_now=partial(decide_again, path=store, policies=lambda: new, catalog=load_catalog()),
         is_draining=is_draining.is_set,
         poll_s=0.05,

@@ -18,8 +18,9 @@ import pytest
 import uvicorn
 
 from router.trace.metrics import MetricsSink
+from router.trace.reader_desk import ThreadDesk
 from router.trace.record import Trace
-from router.trace.sqlite import SqliteTraceReader, SqliteTraceSink
+from router.trace.sqlite import SqliteTraceSink
 from router.usage import Tokens, Usage
 from router.web.admin import AdminServices, create_admin
 
@@ -108,8 +109,9 @@ def running(path: Path, *, token: str | None = None, is_ready: bool = True) -> I
         readiness=lambda: (is_ready, {"policy": "rev1"}),
         metrics=metrics.render,
         policy_status=lambda: {"revision": "rev1", "error": None},
-        reader=SqliteTraceReader(path),
+        desk=ThreadDesk(path),
         flush=sink.flush,
+        flush_every_s=0.0,
         admin_token=token,
         version="1.2.3",
         is_draining=is_draining.is_set,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from router.errors import TraceStoreError
+from router.trace.asking import Answer, Question
 from router.web.admin import AdminServices, create_admin
 
 pytestmark = pytest.mark.anyio
@@ -18,51 +18,50 @@ pytestmark = pytest.mark.anyio
 Headers = dict[str, str]
 
 
-class SlowReader:
-    """A trace store that answers when it is told to."""
+class SlowDesk:
+    """A desk that answers when it is told to."""
 
     def __init__(self) -> None:
-        self.may_answer = threading.Event()
-        self.under_way = threading.Semaphore(0)
+        self.may_answer = asyncio.Event()
+        self.under_way = asyncio.Semaphore(0)
+        self.given_up = asyncio.Semaphore(0)
         self.is_broken = False
 
-    def _answer(self, value: Any) -> Any:
+    async def ask(self, _question: Question) -> Answer:
         self.under_way.release()
-        assert self.may_answer.wait(30)
+        try:
+            await self.may_answer.wait()
+        except asyncio.CancelledError:
+            self.given_up.release()
+            raise
         if self.is_broken:
             raise TraceStoreError("broken")
-        return value
+        return Answer({"mark": None, "first": None}, b"{}")
 
-    def page(self, _query: Any) -> Any:
-        return self._answer(([], None))
-
-    def tail(self, _after: Any, _query: Any) -> Any:
-        return self._answer((0, []))
-
-    def summary(self, _by: str, _since_ns: int | None) -> Any:
-        return self._answer({"rows": [], "totals": {}})
-
-    def overview(self, *_: Any, **__: Any) -> Any:
-        return self._answer({"series": [], "times": []})
+    async def close(self) -> None:
+        """Nothing is held."""
 
 
 class Listener:
     """The application, asked without a server between."""
 
-    def __init__(self, reader: SlowReader | None) -> None:
-        self.reader = reader
+    def __init__(self, desk: SlowDesk | None) -> None:
+        self.desk = desk
         self.app = create_admin(
             AdminServices(
                 readiness=lambda: (True, {}),
                 metrics=lambda: b"",
                 policy_status=dict,
-                reader=reader,  # type: ignore[arg-type]
+                desk=desk,
+                decide_now=lambda _shown: {},
                 is_draining=lambda: True,
                 poll_s=0.01,
             )
         )
 
-    async def ask(self, path: str, headers: Headers | None = None, method: str = "GET") -> tuple[int, Headers]:
+    async def ask(
+        self, path: str, headers: Headers | None = None, method: str = "GET", leaves: asyncio.Event | None = None
+    ) -> tuple[int, Headers]:
         path, _, query = path.partition("?")
         raw = [(b"host", b"localhost"), *((k.encode(), v.encode()) for k, v in (headers or {}).items())]
         scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "path": path,
@@ -74,51 +73,66 @@ class Listener:
             sent.append(message)
 
         async def receive() -> Any:
-            return await asyncio.Event().wait()  # no body, and the client stays
+            await (leaves or asyncio.Event()).wait()
+            return {"type": "http.disconnect"}
 
         await self.app(scope, receive, send)
         return sent[0]["status"], {k.decode(): v.decode() for k, v in sent[0]["headers"]}
 
 
 @asynccontextmanager
-async def held(reader: SlowReader, count: int, ask: Callable[[], Any]) -> AsyncIterator[list[asyncio.Task[Any]]]:
+async def held(desk: SlowDesk, count: int, ask: Callable[[], Any]) -> AsyncIterator[list[asyncio.Task[Any]]]:
     """So many questions under way in the store; they are answered at the end of the block."""
     tasks = [asyncio.ensure_future(ask()) for _ in range(count)]
     for _ in tasks:
-        assert await asyncio.to_thread(reader.under_way.acquire, timeout=10)
+        await asyncio.wait_for(desk.under_way.acquire(), 10)
     try:
         yield tasks
     finally:
-        reader.may_answer.set()
+        desk.may_answer.set()
         await asyncio.gather(*tasks)
-        reader.may_answer.clear()
+        desk.may_answer.clear()
 
 
 @pytest.mark.parametrize("path", ["/report", "/figures?since=1h"])
 async def test_a_third_question_that_reads_much_is_told_to_come_again(path: str) -> None:
     """After a second, with a time; when one is answered the next one is asked."""
-    reader = SlowReader()
-    listener = Listener(reader)
-    async with held(reader, 2, lambda: listener.ask(path)) as tasks:
+    desk = SlowDesk()
+    listener = Listener(desk)
+    async with held(desk, 2, lambda: listener.ask(path)) as tasks:
         status, headers = await listener.ask("/report?by=conversation")
         assert (status, headers["retry-after"]) == (503, "2")
     assert [task.result()[0] for task in tasks] == [200, 200]
-    reader.may_answer.set()
+    desk.may_answer.set()
     assert (await listener.ask(path))[0] == 200
 
 
 @pytest.mark.parametrize(("path", "most"), [("/export", 2), ("/events", 32)])
 async def test_as_many_long_answers_as_allowed_when_they_come_at_once(path: str, most: int) -> None:
     """They are counted before the store is asked; a seat is free again after an answer and after an error."""
-    reader = SlowReader()
-    listener = Listener(reader)
+    desk = SlowDesk()
+    listener = Listener(desk)
     for is_broken in (True, False):
-        reader.is_broken = is_broken
-        async with held(reader, most, lambda: listener.ask(path)) as tasks:
+        desk.is_broken = is_broken
+        async with held(desk, most, lambda: listener.ask(path)) as tasks:
             assert (await asyncio.wait_for(listener.ask(path), 10))[0] == 429
         assert {task.result()[0] for task in tasks} == {500 if is_broken else 200}
-    reader.may_answer.set()
+    desk.may_answer.set()
     assert (await listener.ask(path))[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/traces", "/traces/x", "/report", "/figures", "/export", "/events", "/traces/x/now"])
+async def test_a_client_that_leaves_is_answered_no_more(path: str) -> None:
+    """Its question is given up where it is answered, and its turn and seat are free."""
+    desk, leaves = SlowDesk(), asyncio.Event()
+    listener = Listener(desk)
+    for _ in range(3):  # more than there are turns and seats for exports
+        asking = asyncio.ensure_future(listener.ask(path, leaves=leaves))
+        await asyncio.wait_for(desk.under_way.acquire(), 10)
+        leaves.set()
+        await asyncio.wait_for(desk.given_up.acquire(), 10)
+        assert (await asyncio.wait_for(asking, 10))[0] == 499
+        leaves.clear()
 
 
 FOREIGN = [{"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"origin": "https://example.com"}]
@@ -132,7 +146,7 @@ FOREIGN = [{"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"
 )  # fmt: skip
 async def test_a_page_of_another_site_has_nothing_read(path: str, foreign: Headers) -> None:
     """Its questions end before the store: here it would never answer."""
-    status, _ = await asyncio.wait_for(Listener(SlowReader()).ask(path, foreign), 10)
+    status, _ = await asyncio.wait_for(Listener(SlowDesk()).ask(path, foreign), 10)
     assert status == 403
 
 

@@ -1,0 +1,35 @@
+"""Questions to the trace store answered in threads of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+from router.errors import TraceStoreError
+from router.trace.asking import Answer, Question
+from router.trace.reader_threads import Readers
+
+
+class ThreadDesk:
+    """An `asking.AnswerDesk` in this process: simple, and in the way of whatever else the process does."""
+
+    def __init__(self, path: Path | str) -> None:
+        self._readers = Readers(Path(path))
+        self._is_closed = threading.Event()
+
+    async def ask(self, question: Question) -> Answer:
+        """See `asking.AnswerDesk`."""
+        if self._is_closed.is_set():
+            raise TraceStoreError("the router is stopping", retryable=True)
+        gone = threading.Event()
+        coming = self._readers.submit(question, lambda: gone.is_set() or self._is_closed.is_set())
+        try:
+            return await asyncio.wrap_future(coming)
+        finally:
+            gone.set()
+
+    async def close(self) -> None:
+        """See `asking.AnswerDesk`."""
+        self._is_closed.set()
+        self._readers.close()
