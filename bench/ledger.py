@@ -2,7 +2,8 @@
 
     python -m bench.ledger [--count 10000]
 
-The same run as `tests/product/test_ledger.py`, which is content with fewer.
+The same run as `tests/product/test_ledger.py`, which is content with fewer. Five hundred items of Message Batches come
+on top.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main() -> int:
         seen = check(run(Path(folder), count), count)
     print(f"{count:,} requests in {time.perf_counter() - started_s:.0f} s; the books agree")
     for name, number in seen.items():
-        print(f"{name:10} {number:7,}")
+        print(f"{name:14} {number:7,}")
     return 0
 
 

@@ -55,7 +55,7 @@ def bodies(seed: int, count: int) -> Iterator[dict[str, Any]]:
     """`count` request bodies that the API takes as they are; no two are the same."""
     dice = random.Random(seed)
     for number in range(count):
-        yield _body(dice, number)
+        yield body_of(dice, number)
 
 
 def labelled(path: Path) -> Iterator[dict[str, Any]]:
@@ -79,8 +79,9 @@ def spelled(body: dict[str, Any], dice: random.Random) -> bytes:
     return json.dumps(dict(shuffled), separators=(",", ":")).encode()
 
 
-def _body(dice: random.Random, number: int) -> dict[str, Any]:
-    model = dice.choice(MODELS)
+def body_of(dice: random.Random, number: int, *, model: str | None = None) -> dict[str, Any]:
+    """The body of request `number`, for a model or for any."""
+    model = dice.choice(MODELS) if model is None else model
     text = f"{dice.choice(_TASKS).format(dice.choice(_TEXTS) * dice.randint(1, 12))}\n(No. {number})"
     content: Any = text
     if dice.random() < 0.3:
