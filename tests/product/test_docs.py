@@ -206,7 +206,7 @@ def test_each_header_of_the_router_is_documented() -> None:
 def test_the_metrics_table_is_the_code() -> None:
     """Every metric family that is served stands in the operations page with its type, and no other."""
     links = ("redis", "redis_affinity")
-    sinks = ("traces", "capture", "otlp")
+    sinks = ("traces", "trace_reader", "capture", "otlp")
     names = ("upstream_pool", "cache", "flights", "affinity", *links, "policies", "models_refresh", *sinks)
     gauges = dict.fromkeys(names, dict)
     distributions = {link: lambda: ({float("inf"): 0}, 0.0) for link in links}
