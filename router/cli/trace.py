@@ -82,6 +82,7 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
             ("tenant", "From this tenant."),
             ("key", "With this key."),
             ("outcome", "Ended so: ok, client_error, upstream_error, cut, client_closed, internal_error."),
+            ("status", "Answered with this HTTP status: `429`, or all of a class: `5xx`."),
             ("cache", "hit, miss, bypass or coalesced."),
             ("cache-reason", "Not looked up, or not kept, because of this: off, rule, no-store, failed, fallback, …"),
             ("conversation", "Of this conversation: the hash in its traces."),
@@ -90,6 +91,7 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
             ("batch", "About this Message Batch, or one of its items: the batch's id."),
             ("request-id", "With this request id."),
             ("trace-id", "With this trace id, which a caller may continue in many requests."),
+            ("min-duration", "Took at least this long until the answer was whole: `500ms`, `2s`, `1m`."),
             ("min-cost-usd", "Cost at least this many dollars."),
         )
     ):

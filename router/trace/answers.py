@@ -76,7 +76,8 @@ def _figures(store: Store, args: Args) -> Answer:
         since_ns = _first_ns(store.reader, filters, until_ns)
     since_ns = min(since_ns, until_ns - 1)
     found = store.reader.overview(since_ns, until_ns, by=args["by"], step_s=args["step_s"], filters=filters)
-    return _json({**found, "ignored": args["ignored"]})
+    is_of_all = not filters and not args["ignored"]
+    return _json({**found, "ignored": args["ignored"], "projection": store.reader.projection() if is_of_all else None})
 
 
 def _totals(store: Store, args: Args) -> Answer:

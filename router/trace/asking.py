@@ -80,7 +80,8 @@ def figures(
     filters: Mapping[str, str],
     ignored: list[str],
 ) -> Question:
-    """Body: time series and `ignored`. `since_ns` None: from the first hour with a request."""
+    """Body: time series, `ignored`, and the `projection` of the month, None where filters hold. `since_ns` None: from
+    the first hour with a request."""
     args = {"since_ns": since_ns, "until_ns": until_ns, "by": by, "step_s": step_s, "filters": dict(filters)}
     return Question("figures", {**args, "ignored": ignored}, "long")
 

@@ -26,6 +26,9 @@ _TEXTS = (
     *("tenant", "key", "endpoint", "batch"),
 )
 _MAX_NS = 2**63 - 1
+_STATUS = re.compile(r"([1-9])(?:xx|\d\d)", re.ASCII | re.IGNORECASE)
+_TOOK = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m)", re.ASCII)
+_TOOK_S = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60)}
 
 
 def read_since(text: str, now_ns: int, *, name: str = "since") -> int:
@@ -74,8 +77,8 @@ def read_query(params: Mapping[str, str], now_ns: int, *, default_limit: int = 5
     """The query that `params` ask for; an empty value means any. Raises BadFilter naming the filter and what it takes.
 
     Names: since, until, trace_id, request_id, conversation, session, policy, rule, lane, model, task, tenant, key,
-    cache, cache_reason, outcome, endpoint, batch, min_cost_usd, before, limit. `conversation` and `session` are the
-    hashes of the record.
+    cache, cache_reason, outcome, status, endpoint, batch, min_duration, min_cost_usd, before, limit. `conversation` and
+    `session` are the hashes of the record.
     """
     readers: dict[str, tuple[str, Callable[[str], Any]]] = {
         "since": ("since_ns", lambda text: read_since(text, now_ns)),
@@ -83,6 +86,8 @@ def read_query(params: Mapping[str, str], now_ns: int, *, default_limit: int = 5
         "cache": ("cache", lambda text: _one_of("cache", text, CACHES)),
         "cache_reason": ("cache_reason", lambda text: _one_of("cache_reason", text, (*BYPASSES, *UNSTORED))),
         "outcome": ("outcome", lambda text: _one_of("outcome", text, OUTCOMES)),
+        "status": ("status", _status),
+        "min_duration": ("min_duration_s", _took_s),
         "min_cost_usd": ("min_cost_pusd", _pico_dollars),
         "before": ("before", read_mark),
         "limit": ("limit", _limit),
@@ -123,6 +128,20 @@ def _limit(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 5 and 1 <= int(text) <= MAX_LIMIT):
         raise BadFilter(f"`limit` is `{text:.64}`, expected a whole number from 1 to {MAX_LIMIT}")
     return int(text)
+
+
+def _status(text: str) -> int:
+    found = _STATUS.fullmatch(text.strip())
+    if found is None:
+        raise BadFilter(f"`status` is `{text:.64}`, expected an HTTP status such as `429`, or a class such as `5xx`")
+    return int(found[1]) if found[0][1] in "xX" else int(found[0])
+
+
+def _took_s(text: str) -> float:
+    found = _TOOK.fullmatch(text.strip())
+    if found is None:
+        raise BadFilter(f"`min_duration` is `{text:.64}`, expected a time such as `500ms`, `2s`, `1.5s` or `1m`")
+    return float(Decimal(found[1]) * _TOOK_S[found[2]])
 
 
 def _pico_dollars(text: str) -> int:

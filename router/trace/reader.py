@@ -135,6 +135,11 @@ class SqliteTraceReader:
             totals: Row = summary(ask, "lane", since_ns, None)["totals"]
         return totals
 
+    def projection(self) -> Row | None:
+        """The `projection` of `summary`: thirty days at the rate of now; None where no rate is known yet."""
+        with question(self._path, self._time_limit_s, self._stop) as ask:
+            return projection(ask, time.time_ns())
+
     def overview(
         self,
         since_ns: int,
@@ -178,6 +183,13 @@ def _where(query: TraceQuery) -> tuple[str, tuple[Any, ...]]:
     if query.until_ns is not None:
         clauses.append("started_at_ns < ?")
         values.append(query.until_ns)
+    if query.status is not None:
+        first = query.status * 100 if query.status < 10 else query.status
+        clauses.append("status BETWEEN ? AND ?")
+        values += (first, first + 99 if query.status < 10 else first)
+    if query.min_duration_s is not None:
+        clauses.append("duration_s >= ?")
+        values.append(query.min_duration_s)
     if query.min_cost_pusd is not None:
         clauses.append("cost_pusd >= ?")
         values.append(query.min_cost_pusd)

@@ -147,6 +147,8 @@ class TraceQuery:
     batch: str | None = None
     outcome: str | None = None
     endpoint: str | None = None
+    status: int | None = None  # of HTTP; 1 to 9 is a class: 5 for all from 500 to 599
+    min_duration_s: float | None = None
     min_cost_pusd: int | None = None
     before: tuple[int, str] | None = None  # keyset page: (started_at_ns, trace_id) of the last row seen
     limit: int = 50

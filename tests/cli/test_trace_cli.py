@@ -95,6 +95,9 @@ def test_ls_of_nothing_is_an_empty_array(url: str) -> None:
         (["--since", "90m"], ["req_0", "req_1"]),
         (["--request-id", "req_1"], ["req_1"]),
         (["--min-cost-usd", "0.001"], ["req_0", "req_2"]),
+        (["--status", "5xx"], ["req_2"]),
+        (["--status", "200", "--min-duration", "500ms"], ["req_0", "req_1"]),
+        (["--min-duration", "501ms"], []),
     ],
     ids=str,
 )

@@ -7,7 +7,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from router.trace.record import Attempt, Trace
 from router.trace.sqlite import SqliteTraceSink
 from router.usage import Tokens, Usage
 from router.web.admin import AdminServices, create_admin
+from router.web.status import StatusServices
 
 MODELS = ("claude-haiku-5-5", "claude-sonnet-5-5")
 TASKS = ("classification", "translation", "reasoning")
@@ -86,12 +87,21 @@ class Shown:
 
 
 @contextmanager
-def shown(folder: Path) -> Iterator[Shown]:
-    """The page over a new store in `folder`, with the second of the two policy sets in force."""
+def shown(
+    folder: Path, *, admin_token: str | None = None, content: Callable[[str], list[dict[str, Any]]] | None = None
+) -> Iterator[Shown]:
+    """The page over a new store in `folder`, with the second of the two policy sets in force.
+
+    `content` reads a capture file.
+    """
     store = folder / "page.db"
     sink = SqliteTraceSink(store, flush_interval_s=0.01)
     old, new = policies(folder / "policies")
     is_draining = threading.Event()
+    status = StatusServices(
+        readiness=lambda: (True, {}), policy_status=dict, recent=dict, gauges=dict, now_ns=time.time_ns,
+        content=content, has_token=admin_token is not None,
+    )  # fmt: skip
     services = AdminServices(
         readiness=lambda: (True, {}),
         metrics=lambda: b"",
@@ -102,6 +112,8 @@ def shown(folder: Path) -> Iterator[Shown]:
         decide_now=partial(decide_again, path=store, policies=lambda: new, catalog=load_catalog()),
         is_draining=is_draining.is_set,
         poll_s=0.05,
+        admin_token=admin_token,
+        status=status,
     )
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
@@ -117,6 +129,21 @@ def shown(folder: Path) -> Iterator[Shown]:
         thread.join(10)
         listener.close()
         sink.close()
+
+
+@contextmanager
+def a_tab(browser: Any) -> Iterator[Any]:
+    """A tab that fails the test when the page throws, breaks its own policy, or asks anything of another host."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    page.set_default_timeout(10_000)
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda asked: wrong.append(asked.url) if "//127.0.0.1:" not in asked.url else None)
+    yield page
+    context.close()
+    assert not wrong
 
 
 @contextmanager

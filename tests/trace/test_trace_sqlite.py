@@ -107,7 +107,8 @@ def test_pages_by_key_meet_every_row_once(sink: SqliteTraceSink, path: Path) -> 
         TraceQuery(rule="r"), TraceQuery(lane="r"), TraceQuery(policy="r"), TraceQuery(model="r"), TraceQuery(task="r"),
         TraceQuery(tenant="r"), TraceQuery(key="r"), TraceQuery(cache="hit"), TraceQuery(outcome="cut"),
         TraceQuery(endpoint="batches"), TraceQuery(request_id="r"), TraceQuery(trace_id="e" * 32),
-        TraceQuery(min_cost_pusd=5_000_000_000), TraceQuery(since_ns=START_NS + 10**12),
+        TraceQuery(min_cost_pusd=5_000_000_000), TraceQuery(since_ns=START_NS + 10**12), TraceQuery(status=529),
+        TraceQuery(status=5), TraceQuery(min_duration_s=9.5),
     ],
     ids=str,
 )  # fmt: skip
@@ -117,7 +118,7 @@ def test_each_filter_finds_the_one_row(sink: SqliteTraceSink, path: Path, query:
     wanted = a_trace(
         2, rule="r", lane="r", policy="r", model_sent="r", labels={"task": "r"}, tenant="r", key="r", cache="hit",
         outcome="cut", endpoint="batches", request_id="r", trace_id="e" * 32, cost_pusd=5_000_000_000,
-        started_at_ns=START_NS + 10**12,
+        status=529, duration_s=9.5, started_at_ns=START_NS + 10**12,
     )  # fmt: skip
     sink.write(wanted)
     assert sink.flush()

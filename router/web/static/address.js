@@ -1,8 +1,8 @@
 // The address is the state: which view, which trace is open, which filters hold.
 
 export const FILTERS = [
-  "rule", "task", "model", "lane", "outcome", "cache", "cache_reason", "policy", "tenant", "key", "conversation", "session",
-  "endpoint", "batch", "trace_id", "request_id", "min_cost_usd", "until",
+  "rule", "task", "model", "lane", "outcome", "status", "cache", "cache_reason", "policy", "tenant", "key", "conversation",
+  "session", "endpoint", "batch", "trace_id", "request_id", "min_duration", "min_cost_usd", "until",
 ];
 export const GROUPS = ["rule", "model", "task", "key", "lane", "policy", "outcome"];
 
@@ -21,6 +21,9 @@ export function openId() {
   }
 }
 
+/** The id in `/t/ID?with=ID2`: of the request that is shown beside the open one; else null. */
+export const mateId = () => (openId() === null ? null : params().get("with") || null);
+
 /** What to ask the server for: the filters and the time, and `extra`. */
 export function query(extra = {}) {
   const asked = new URLSearchParams(filters());
@@ -34,6 +37,7 @@ export function query(extra = {}) {
 export function address(change = {}, path = location.pathname) {
   const after = params();
   for (const [name, value] of Object.entries(change)) value ? after.set(name, value) : after.delete(name);
+  if (!path.startsWith("/t/")) after.delete("with");
   return path + (after.size ? `?${after}` : "");
 }
 

@@ -1,7 +1,8 @@
 // The trace page: the address is the state, `List` and `Overview` are the two views of it, a panel shows one request.
 
-import { FILTERS, address, filters, group, isOverview, openId, params, query, tracePath } from "./address.js";
-import { $, ask, h } from "./dom.js";
+import { FILTERS, address, filters, group, isOverview, mateId, openId, params, query, tracePath } from "./address.js";
+import { showPair } from "./compare.js";
+import { $, ask, clock, h } from "./dom.js";
 import { showTrace } from "./detail.js";
 import { List } from "./list.js";
 import { Overview, showTotals } from "./overview.js";
@@ -10,10 +11,10 @@ const SPANS = [
   ["15m", "15 minutes"], ["1h", "1 hour"], ["24h", "24 hours"], ["7d", "7 days"], ["30d", "30 days"], ["", "all time"]];
 const REFRESH_MS = 2000; // between two looks at the figures while requests come in
 
-const state = { open: null, asked: 0, due: null, from: "/" };
+const state = { open: null, mate: null, trace: null, marked: null, asked: 0, due: null, from: "/" };
 const list = new List({
   filterBy,
-  open: (trace) => open(trace.trace_id),
+  open: (trace) => open(list.idFor(trace)),
   filled: () => { if (state.open !== null) list.select(state.open); },
   grew: () => {
     state.due ??= setTimeout(() => { state.due = null; figures(state.asked).catch(problem); }, REFRESH_MS);
@@ -64,23 +65,52 @@ function view() {
 
 // One request
 
-async function open(id, isStep = true) {
+/** One request in the panel, or two of them (`mate`: the id of the other). */
+async function open(id, isStep = true, mate = null) {
   if (openId() === null) state.from = isOverview() ? "/overview" : "/";
-  state.open = id;
-  if (isStep) go({}, tracePath(id));
+  Object.assign(state, { open: id, mate, trace: null });
+  const isWanted = () => state.open === id && state.mate === mate;
+  if (isStep) go({ with: mate }, tracePath(id));
   list.select(id);
   document.body.classList.add("with-panel");
-  await showTrace($("panel"), id, { close, step, filterBy }, () => state.open === id);
-  if (isStep && state.open === id) $("panel").focus({ preventScroll: true });
+  document.body.classList.toggle("with-pair", mate !== null);
+  const actions = { close, step, filterBy, open, compare, isMarked: (trace) => isSame(trace, state.marked) };
+  const trace = mate === null
+    ? await showTrace($("panel"), id, actions, isWanted) : await showPair($("panel"), id, mate, actions, isWanted);
+  if (!isWanted()) return;
+  state.trace = trace;
+  if (isStep) $("panel").focus({ preventScroll: true });
+}
+
+const isSame = (one, other) => one.trace_id === other?.trace_id && one.request_id === other?.request_id;
+
+/** The first request is kept in mind; another one is shown beside it; the same again is let go. */
+function compare(trace) {
+  const marked = state.marked;
+  if (!trace) return;
+  if (!marked || isSame(trace, marked)) return mark(marked ? null : trace);
+  mark(null);
+  // Requests that share a trace id are told apart by their own.
+  const [one, other] = [marked, trace].map((each) =>
+    marked.trace_id === trace.trace_id && each.request_id ? each.request_id : each.trace_id);
+  open(one, true, other).catch(problem);
+}
+
+function mark(trace) {
+  state.marked = trace;
+  list.mark(trace);
+  $("marked").hidden = !trace;
+  if (trace) $("marked-name").textContent = `${clock(trace.started_at)} ${trace.model_sent || trace.model_asked || trace.path}`;
+  $("panel").querySelector("[data-compare]")?.setAttribute("aria-pressed", String(Boolean(trace)));
 }
 
 function close(isStep = true) {
   if (state.open === null) return;
   const [id, to] = [state.open, base()];
-  state.open = null;
+  Object.assign(state, { open: null, mate: null, trace: null });
   $("panel").hidden = true;
   $("panel").replaceChildren();
-  document.body.classList.remove("with-panel");
+  document.body.classList.remove("with-panel", "with-pair");
   if (isStep) go({}, to);
   list.select(id, true);
 }
@@ -88,8 +118,8 @@ function close(isStep = true) {
 async function step(by) {
   const trace = await list.stepped(by);
   if (!trace) return;
-  if (state.open !== null) await open(trace.trace_id);
-  else list.select(trace.trace_id, true);
+  if (state.open !== null) await open(list.idFor(trace));
+  else list.select(list.idFor(trace), true);
 }
 
 // Filters
@@ -135,6 +165,7 @@ function problem(error) {
 const KEYS = {
   j: () => step(1).catch(problem), k: () => step(-1).catch(problem),
   "/": () => $("search").focus(), p: () => list.pause(), "?": () => $("help").showModal(),
+  c: () => { if (state.mate === null) compare(state.open === null ? list.rows[list.at] : state.trace); },
   o: () => turn("/overview"), r: () => turn("/"),
 };
 
@@ -152,7 +183,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && list.rows[list.at] && state.open === null
     && (event.target === document.body || event.target.tagName === "TR")) {
     event.preventDefault();
-    open(list.rows[list.at].trace_id);
+    open(list.idFor(list.rows[list.at]));
   } else if (KEYS[event.key]) {
     event.preventDefault();
     KEYS[event.key]();
@@ -162,6 +193,7 @@ $("filters").addEventListener("submit", (event) => { event.preventDefault(); sea
 $("since").addEventListener("change", (event) => { go({ since: event.target.value, until: "" }); reload(); });
 $("live").addEventListener("click", () => list.pause());
 $("fresh").addEventListener("click", () => list.pause(true));
+$("unmark").addEventListener("click", () => mark(null));
 $("older").addEventListener("click", () => list.older().catch(problem));
 $("help-button").addEventListener("click", () => $("help").showModal());
 $("as-table").addEventListener("toggle", () => { if ($("as-table").open && overview.figures) overview.table(); });
@@ -178,7 +210,7 @@ addEventListener("popstate", () => { route(); reload(); });
 
 function route() {
   const id = openId();
-  if (id !== null) open(id, false).catch(problem);
+  if (id !== null) open(id, false, mateId()).catch(problem);
   else close(false);
 }
 

@@ -2,6 +2,7 @@
 
 import { tracePath } from "./address.js";
 import { command } from "./curl.js";
+import { content } from "./content.js";
 import { ask, copyButton, count, dollars, h, percent, seconds } from "./dom.js";
 import { lane, now, section, why } from "./why.js";
 
@@ -16,7 +17,8 @@ const PARTS = [
 ];
 
 /**
- * One trace into the panel. `actions`: `close()`, `step(by)`, `filterBy(name, value)`. Null when there is none, or when
+ * One trace into the panel. `actions`: `close()`, `step(by)`, `filterBy(name, value)`, `compare(trace)`,
+ * `isMarked(trace)`. Null when there is none, or when
  * `isWanted()` no longer holds because another one was asked for meanwhile.
  */
 export async function showTrace(panel, id, actions, isWanted = () => true) {
@@ -38,10 +40,11 @@ export async function showTrace(panel, id, actions, isWanted = () => true) {
     why(trace, filter),
     now(trace),
     money(trace),
-    time(trace),
+    time(trace, filter),
     attempts(trace),
     facts(trace),
     ids(trace, filter),
+    content(trace),
   ].filter(Boolean));
   panel.hidden = false;
   panel.scrollTop = 0;
@@ -55,6 +58,9 @@ function head(title, actions, trace) {
       type: "button", onclick: () => actions.step(-1), title: "The newer one (k)", "aria-label": "Newer request" }, "‹"),
     h("button.quiet", {
       type: "button", onclick: () => actions.step(1), title: "The older one (j)", "aria-label": "Older request" }, "›"),
+    trace && h("button.quiet", {
+      type: "button", "data-compare": true, "aria-pressed": String(actions.isMarked(trace)),
+      title: "Mark it; in another request: compare the two (c)", onclick: () => actions.compare(trace) }, "compare"),
     trace && copyButton("link", () => location.origin + tracePath(trace.request_id || trace.trace_id)),
     trace && copyButton("curl", () => command(trace), "Copy as curl, without key and words"),
     trace && copyButton("JSON", () => JSON.stringify(trace, null, 2)),
@@ -125,7 +131,7 @@ function tokens(usage) {
   );
 }
 
-function time(trace) {
+function time(trace, filter) {
   const whole = Math.max(trace.duration_s, ...trace.spans.map((s) => s.end_s), ...trace.attempts.map((a) => a.ended_s ?? 0), 1e-9);
   const at = (value) => `${Math.min(100, Math.max(0, (value / whole) * 100))}%`;
   const bars = [
@@ -146,9 +152,15 @@ function time(trace) {
           && h("i.first", { vars: { from: at(b.first) }, title: `first byte ${seconds(b.first)}` })),
       h("b", {}, seconds(b.to - b.from))))),
     h("div.figures", {},
-      figure("first token", seconds(trace.ttft_s)), figure("whole answer", seconds(trace.duration_s)),
+      figure("first token", seconds(trace.ttft_s)), figure("whole answer", atLeast(trace.duration_s, filter)),
       figure("the router's part", seconds(trace.overhead_s))),
   );
+}
+
+/** How long it took; a click shows what took as long or longer. */
+function atLeast(took, filter) {
+  const ms = Math.floor(took * 1000);
+  return ms > 0 ? filter("min_duration", ms < 1000 ? `${ms}ms` : `${ms / 1000}s`, seconds(took)) : seconds(took);
 }
 
 const figure = (name, value) => h("div", {}, h("span", {}, name), h("b", {}, value));
@@ -174,7 +186,7 @@ function ids(trace, filter) {
   const only = (name) => trace[name] && filter(name, trace[name]);
   return section("Ids", table([
     ["trace", trace.trace_id], ["request", trace.request_id], ["started", trace.started_at],
-    ["endpoint", only("endpoint")], ["task", only("task")], ["tenant", only("tenant")],
+    ["status", trace.status >= 100 && filter("status", String(trace.status))], ["endpoint", only("endpoint")], ["task", only("task")], ["tenant", only("tenant")],
     ["key", only("key")], ["client", trace.client], ["conversation", only("conversation")],
     ["session", only("session")], ["batch", only("batch")],
     ["results", trace.batch_lines && Object.entries(trace.batch_lines).map(([kind, n]) => `${n} ${kind}`).join(", ")],

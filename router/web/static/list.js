@@ -1,6 +1,6 @@
 // The list: the newest requests that match, older ones by keyset pages, new ones as they finish.
 
-import { query, tracePath } from "./address.js";
+import { address, query, tracePath } from "./address.js";
 import { $, ask, clock, count, dollars, h, seconds } from "./dom.js";
 import { lane, outcome } from "./detail.js";
 
@@ -14,7 +14,7 @@ export class List {
   constructor(actions) {
     Object.assign(this, {
       actions, rows: [], known: new Set(), next: null, at: -1, isLive: true, waiting: [], tail: null, arrived: [],
-      due: null, hasLost: false, isLoading: false, loaded: null });
+      due: null, hasLost: false, isLoading: false, loaded: null, marked: null });
   }
 
   /** The newest that match. The tail is opened first, so that what finishes in between is in one of the two. */
@@ -127,6 +127,18 @@ export class List {
     if (isFocused) row?.focus({ preventScroll: true });
   }
 
+  /** The id that opens this trace: its own request's, where the list has several of one trace id. */
+  idFor(trace) {
+    const isShared = this.rows.some((row) => row.trace_id === trace.trace_id && row.request_id !== trace.request_id);
+    return (isShared && trace.request_id) || trace.trace_id;
+  }
+
+  /** Keep a trace in mind, to compare another with it; null: none. */
+  mark(trace) {
+    this.marked = trace && idOf(trace);
+    this.rows.forEach((row, at) => $("rows").children[at].classList.toggle("marked", idOf(row) === this.marked));
+  }
+
   /** The trace `by` steps down the list, across pages; null at an end. */
   async stepped(by) {
     await this.loaded; // a key may come before the list does
@@ -148,9 +160,9 @@ export class List {
       ? usage.input_tokens + usage.cache_read_input_tokens + usage.cache_write_5m + usage.cache_write_1h : null;
     const isSwap = trace.model_sent && trace.model_asked !== trace.model_sent;
     const isHit = trace.cache === "hit" || trace.cache === "coalesced";
-    return h("tr", { tabindex: "-1", "data-id": trace.trace_id, onclick: () => this.actions.open(trace) },
+    return h(idOf(trace) === this.marked ? "tr.marked" : "tr", { tabindex: "-1", "data-id": trace.trace_id, onclick: () => this.actions.open(trace) },
       h("td.time", {}, h("a", {
-        href: tracePath(trace.trace_id) + location.search,
+        href: address({ with: "" }, tracePath(trace.trace_id)),
         onclick: (event) => {
           if (event.metaKey || event.ctrlKey) event.stopPropagation(); else event.preventDefault();
         } }, clock(trace.started_at))),

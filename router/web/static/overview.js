@@ -63,6 +63,7 @@ export class Overview {
     });
     this.groups(series, by);
     this.parts(figures.totals);
+    this.month(figures.projection);
     if ($("as-table").open) this.table();
   }
 
@@ -107,6 +108,18 @@ export class Overview {
       told.push(`the provider's prompt cache: reads saved ${dollars(t.prompt_cache_read_saved_usd ?? 0)}, writes cost ${dollars(t.prompt_cache_write_extra_usd ?? 0)} more (both are inside the cost)`);
     }
     $("parts").textContent = told.join(" · ");
+  }
+
+  /** What thirty days come to at the rate of now: of all requests, so nothing where the view is of some. */
+  month(projection) {
+    $("projection").hidden = !projection;
+    if (!projection) return;
+    const p = projection, days = p.from_s / 86400;
+    const span = days >= 1.5 ? `${days.toFixed(0)} days` : `${Math.round(p.from_s / 3600)} hours`;
+    $("projection").replaceChildren(
+      `At the rate of the last ${span}, thirty days come to `, h("b", {}, dollars(p.cost_usd)), ` for ${count(p.requests)} requests; `,
+      p.saved_usd < 0 ? "lost: " : "saved: ", h(`b.${p.saved_usd < 0 ? "loss" : "gain"}`, {}, dollars(Math.abs(p.saved_usd))),
+      ` of ${dollars(p.baseline_usd)}.`, p.unknown_cost ? ` ${count(p.unknown_cost)} of unknown cost are not in it.` : "");
   }
 
   /** The charts as a table of their sums: the text alternative. It is filled when it is opened. */
