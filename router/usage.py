@@ -30,6 +30,7 @@ class Tokens:
 
 
 _NO_TOKENS = Tokens()
+_WRITTEN = "cache_creation_input_tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +61,16 @@ class Usage:
 
 
 class UsageMeter:
-    """Collects what the payloads of one answer say: the model that answered, its usage and why it stopped."""
+    """Collects what the payloads of one answer say: the model that answered, its usage and why it stopped.
 
-    __slots__ = ("_counts", "error_type", "is_final", "model", "stop_reason")
+    `sent` is the model that the request named, where that is known.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_counts", "_sent", "error_type", "is_final", "model", "stop_reason")
+
+    def __init__(self, sent: str | None = None) -> None:
         self._counts: dict[str, Any] = {}
+        self._sent = sent
         self.model: str | None = None
         self.stop_reason: str | None = None
         self.error_type: str | None = None  # of an `error` event or an error body
@@ -123,7 +128,7 @@ class UsageMeter:
             tokens=tokens,
             thinking=_count(details.get("thinking_tokens")) if isinstance(details, dict) else 0,
             web_searches=_count(server_tools.get("web_search_requests")) if isinstance(server_tools, dict) else 0,
-            iterations=_iterations(iterations) if isinstance(iterations, list) else (),
+            iterations=_iterations(iterations, tokens, self._sent) if isinstance(iterations, list) else (),
             service_tier=_text(counts.get("service_tier")),
             geo=_text(counts.get("inference_geo")),
             speed=_text(counts.get("speed")),
@@ -133,23 +138,32 @@ class UsageMeter:
     def _take(self, usage: object) -> None:
         """Overlay the counts of `usage`: a later value replaces an earlier one, null replaces nothing.
 
-        `message_delta` restates what was written to the prompt cache without its split. Another count than before is
-        another model's (a fallback in mid-stream): the split that was reported then says nothing of it.
+        `message_delta` restates what was written to the prompt cache without its split, and cumulative: it may have
+        grown since the start, whose split still holds for its part. Only after a fallback in mid-stream is the count
+        another model's, of which that split says nothing. Less than before without a fallback is no news of what was
+        billed (a gateway that fills in zeros): what was written stays written.
         """
         if isinstance(usage, dict):
             counts = self._counts
-            written = usage.get("cache_creation_input_tokens")
-            has_split = usage.get("cache_creation") is not None
-            if not has_split and written not in (None, counts.get("cache_creation_input_tokens", written)):
-                counts.pop("cache_creation", None)
-            counts.update((name, value) for name, value in usage.items() if value is not None)
+            told = {name: value for name, value in usage.items() if value is not None}
+            before, written = counts.get(_WRITTEN), told.get(_WRITTEN)
+            if written is not None and before is not None and written != before and "cache_creation" not in told:
+                if _is_fallback(told.get("iterations")):
+                    counts.pop("cache_creation", None)
+                elif _count(written) < _count(before):
+                    del told[_WRITTEN]
+            counts.update(told)
+
+
+def _is_fallback(iterations: object) -> bool:
+    return isinstance(iterations, list) and any(
+        isinstance(entry, dict) and entry.get("type") == "fallback_message" for entry in iterations
+    )
 
 
 def _tokens(counts: Mapping[str, Any]) -> Tokens:
-    written = _count(counts.get("cache_creation_input_tokens"))
-    split = counts.get("cache_creation")
-    one_hour = _count(split.get("ephemeral_1h_input_tokens")) if isinstance(split, dict) else 0
-    five_minutes = _count(split.get("ephemeral_5m_input_tokens")) if isinstance(split, dict) else 0
+    written = _count(counts.get(_WRITTEN))
+    five_minutes, one_hour = _split(counts)
     return Tokens(
         input=_count(counts.get("input_tokens")),
         cache_read=_count(counts.get("cache_read_input_tokens")),
@@ -159,19 +173,62 @@ def _tokens(counts: Mapping[str, Any]) -> Tokens:
     )
 
 
-def _iterations(entries: list[Any]) -> tuple[Iteration, ...]:
+def _split(counts: Mapping[str, Any]) -> tuple[int, int]:
+    """What is said to be written to the prompt cache for five minutes, and for an hour."""
+    split = counts.get("cache_creation")
+    if not isinstance(split, dict):
+        return 0, 0
+    return _count(split.get("ephemeral_5m_input_tokens")), _count(split.get("ephemeral_1h_input_tokens"))
+
+
+def _iterations(entries: list[Any], whole: Tokens, sent: str | None) -> tuple[Iteration, ...]:
+    """The entries as they are billed; `whole` are the top-level counts, `sent` the model that was asked."""
+    listed = [entry for entry in entries if isinstance(entry, dict)]
     found = [
         Iteration(kind=_text(entry.get("type")) or "message", model=_text(entry.get("model")), tokens=_tokens(entry))
-        for entry in entries
-        if isinstance(entry, dict)
+        for entry in listed
     ]
     if any(entry.kind == "fallback_message" for entry in found):
-        _name_by_hop(found)
+        _name_by_hop(found, sent)
+    if whole.cache_write_1h:
+        _split_by_whole(
+            found,
+            [entry.tokens.cache_write_5m - _split(said)[0] for entry, said in zip(found, listed, strict=True)],
+            whole,
+        )
     return tuple(found)
 
 
-def _name_by_hop(entries: list[Iteration]) -> None:
-    """In a chain of models an entry without a name (a compaction has none) belongs to the hop that it leads to."""
+def _split_by_whole(entries: list[Iteration], unsplit: list[int], whole: Tokens) -> None:
+    """What the top level says was written for an hour was written by the messages, also where they do not say so.
+
+    `unsplit` are the tokens of each entry that count as 5m only because nobody said for how long they were written.
+    After a fallback the top level speaks of the model that answered at last, and so of its messages alone.
+    """
+    last = [entry.model for entry in entries if entry.kind == "fallback_message"][-1:]
+    kinds = ("message", "fallback_message") if last else ("message",)
+    own = [at for at, entry in enumerate(entries) if entry.kind in kinds and (not last or entry.model == last[0])]
+    left = whole.cache_write_1h - sum(entries[at].tokens.cache_write_1h for at in own)
+    for at in own:
+        hour = min(left, unsplit[at])
+        if hour > 0:
+            left -= hour
+            tokens = entries[at].tokens
+            five, one = tokens.cache_write_5m - hour, tokens.cache_write_1h + hour
+            entries[at] = replace(entries[at], tokens=replace(tokens, cache_write_5m=five, cache_write_1h=one))
+
+
+def _name_by_hop(entries: list[Iteration], sent: str | None) -> None:
+    """Name the entries of a chain of models that do not say whose they are.
+
+    A message before the first that names its model was that of the model the request was sent to, which declined. Any
+    other (a compaction never has a name) belongs to the hop that it leads to.
+    """
+    for place, entry in enumerate(entries):
+        if entry.kind != "advisor_message" and entry.model is not None:
+            break
+        if entry.kind == "message" and entry.model is None:
+            entries[place] = replace(entry, model=sent)
     hop: str | None = None
     for place in range(len(entries) - 1, -1, -1):
         entry = entries[place]

@@ -145,17 +145,80 @@ def test_who_answered_after_a_fallback_in_mid_stream_is_said_at_the_end():
     assert meter.model == "claude-haiku-5-5"
 
 
-def test_the_split_of_a_prompt_cache_write_goes_with_its_count():
-    """After a fallback the writes are another model's, and `message_delta` has no split: they count as 5m."""
-    same = metered(START, delta(cache_creation_input_tokens=300, output_tokens=9)).usage().tokens
-    assert (same.cache_write_5m, same.cache_write_1h) == (100, 200)
-    other = metered(START, delta(cache_creation_input_tokens=70, output_tokens=9)).usage().tokens
-    assert (other.cache_write_5m, other.cache_write_1h) == (70, 0)
-    none = metered(START, delta(cache_creation_input_tokens=0, output_tokens=9)).usage().tokens
-    assert (none.cache_write_5m, none.cache_write_1h) == (0, 0)
-    split = {"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 40}
-    told = metered(START, delta(cache_creation_input_tokens=70, cache_creation=split, output_tokens=9)).usage().tokens
-    assert (told.cache_write_5m, told.cache_write_1h) == (30, 40)
+def written(*events: dict) -> tuple[int, int]:
+    """Tokens written to the prompt cache for five minutes and for an hour, at the top level."""
+    tokens = metered(*events).usage().tokens
+    return tokens.cache_write_5m, tokens.cache_write_1h
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({"cache_creation_input_tokens": 300}, (100, 200)),
+        ({"cache_creation_input_tokens": 450}, (250, 200)),  # cumulative: a loop of tools wrote more
+        ({"cache_creation_input_tokens": 70}, (100, 200)),
+        ({"cache_creation_input_tokens": 0}, (100, 200)),
+        ({"cache_creation_input_tokens": 0, "cache_creation": {"ephemeral_1h_input_tokens": 0}}, (0, 0)),
+        (
+            {
+                "cache_creation_input_tokens": 70,
+                "cache_creation": {"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 40},
+            },
+            (30, 40),
+        ),
+    ],
+)
+def test_what_was_written_for_an_hour_stays_so_however_the_count_is_restated(counts, expected):
+    """`message_delta` has no split: what it adds is 5m. A cumulative count never shrinks; a new split is believed."""
+    assert written(START, delta(output_tokens=9, **counts)) == expected
+
+
+@pytest.mark.parametrize("count", [450, 70, 0])
+def test_after_a_fallback_in_mid_stream_the_split_was_another_models(count):
+    """The count is that of the model which took over, also where it is smaller; nobody said for how long it wrote."""
+    hops = [hop("message", "claude-haiku-5-5"), hop("fallback_message", "claude-sonnet-5")]
+    assert written(START, delta(output_tokens=9, cache_creation_input_tokens=count, iterations=hops)) == (count, 0)
+
+
+def test_entries_without_a_split_are_split_as_the_top_level_is():
+    """What the top level says was written for an hour, the messages wrote; the other kinds are not in its counts."""
+    entries = [
+        hop("message", cache_creation_input_tokens=120),
+        hop("advisor_message", "claude-opus-5-5", cache_creation_input_tokens=50),
+        hop("message") | {"cache_creation_input_tokens": 90, "cache_creation": {"ephemeral_5m_input_tokens": 10}},
+        hop("message", cache_creation_input_tokens=90) | {"cache_creation": None},
+    ]
+    usage = metered(START, delta(output_tokens=1, iterations=entries)).usage()
+    found = [(entry.tokens.cache_write_5m, entry.tokens.cache_write_1h) for entry in usage.iterations]
+    assert found == [(0, 120), (50, 0), (10, 80), (90, 0)]
+
+
+def test_after_a_fallback_the_top_level_speaks_of_the_last_model_alone():
+    """What the model that declined wrote is split by its own entry or not at all."""
+    entries = [
+        hop("message", "claude-haiku-5-5", cache_creation_input_tokens=300),
+        hop("message", "claude-sonnet-5", cache_creation_input_tokens=150),
+        hop("fallback_message", "claude-sonnet-5", cache_creation_input_tokens=150),
+    ]
+    usage = metered(START, delta(output_tokens=1, iterations=entries)).usage()
+    found = [(entry.tokens.cache_write_5m, entry.tokens.cache_write_1h) for entry in usage.iterations]
+    assert found == [(300, 0), (0, 150), (100, 50)]
+
+
+def test_a_message_without_a_name_before_the_first_hop_is_of_the_model_that_was_asked():
+    """It declined; a compaction before it was its own too. Where nobody knows what was asked, it is the next one's."""
+    entries = [
+        hop("compaction", input_tokens=1),
+        hop("message", input_tokens=100_000),
+        hop("fallback_message", "claude-haiku-5-5", input_tokens=10),
+    ]
+    named = {}
+    for sent in ("claude-opus-5-5", None):
+        meter = UsageMeter(sent)
+        meter.message({"model": "claude-haiku-5-5", "stop_reason": "end_turn", "usage": {"iterations": entries}})
+        named[sent] = [entry.model for entry in meter.usage().iterations]
+    assert named["claude-opus-5-5"] == ["claude-opus-5-5", "claude-opus-5-5", "claude-haiku-5-5"]
+    assert named[None] == ["claude-haiku-5-5"] * 3
 
 
 def test_an_entry_without_a_name_belongs_to_the_hop_it_leads_to():

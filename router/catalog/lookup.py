@@ -160,11 +160,16 @@ def add_up(parts: Iterable[Tokens]) -> Tokens:
 
 
 def covers(parts: Tokens, whole: Tokens) -> bool:
-    """Whether no category of `whole` has more tokens than `parts`."""
+    """Whether no category of `whole` has more tokens than `parts`.
+
+    Writes to the prompt cache are one category, as parts may be split where the whole is not; but an hour is dearer
+    than five minutes, so that parts which know of fewer such writes are not the bill.
+    """
     return (
         parts.input >= whole.input
         and parts.output >= whole.output
         and parts.cache_read >= whole.cache_read
+        and parts.cache_write_1h >= whole.cache_write_1h
         and parts.cache_write_5m + parts.cache_write_1h >= whole.cache_write_5m + whole.cache_write_1h
     )
 

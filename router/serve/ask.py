@@ -75,7 +75,7 @@ class Asker:
         headers = self.head(exchange, answer)
         kind = first(headers, b"content-type") or b""
         reply = answer.reply
-        meter = UsageMeter()
+        meter = UsageMeter(answer.target.model)
         if reply is not None and not _is_readable(headers):  # compressed although asked not to be: passed on unread
             exchange.watch.during(reply.abort)
             return Answered(answer.status, headers, None, RawRelay(exchange, reply))

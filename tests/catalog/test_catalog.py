@@ -15,6 +15,7 @@ from router.catalog.lookup import Catalog, read_catalog
 from router.catalog.prices import BATCH, FAST, LONG, US
 from router.catalog_file import load_catalog
 from router.errors import CatalogError
+from router.policy.moved import moved_usage
 from router.usage import Iteration, Tokens, Usage
 
 DOCUMENT = yaml.load(files("router").joinpath("data/models.yaml").read_text(), Loader=yaml.CSafeLoader)
@@ -145,6 +146,17 @@ def test_the_long_prompt_price_looks_at_each_iteration_when_they_add_up():
     assert CATALOG.cost(loop, "claude-haiku-5-5") == 2 * CATALOG.cost(Usage(part), "claude-haiku-5-5")
     torn = Usage(both, iterations=(Iteration("message", None, part),))
     assert CATALOG.cost(torn, "claude-haiku-5-5") == CATALOG.cost(Usage(both), "claude-haiku-5-5")
+
+
+@pytest.mark.parametrize("torn", [Tokens(10, 0, 100_000, 0, 50), Tokens(10, 0, 60_000, 40_000, 50)])
+def test_iterations_that_know_of_fewer_hour_long_writes_are_not_the_bill(torn):
+    """An hour costs more than five minutes; records from before the router looked have such iterations."""
+    whole = Tokens(10, 0, 0, 100_000, 50)
+    usage = Usage(whole, iterations=(Iteration("message", None, torn),))
+    assert CATALOG.cost(usage, "claude-sonnet-5-5") == CATALOG.cost(Usage(whole), "claude-sonnet-5-5")
+    moved = moved_usage(usage, "claude-sonnet-5-5", "claude-sonnet-5", CATALOG, is_warm=True, is_hour=True)
+    alone = moved_usage(Usage(whole), "claude-sonnet-5-5", "claude-sonnet-5", CATALOG, is_warm=True, is_hour=True)
+    assert CATALOG.cost(moved, "claude-sonnet-5") == CATALOG.cost(alone, "claude-sonnet-5")
 
 
 def test_an_executor_that_asked_an_advisor_pays_for_both_of_its_calls():

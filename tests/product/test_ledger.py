@@ -50,16 +50,18 @@ def parts(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 @settings(max_examples=40)
-@given(st.sampled_from(MODELS), parts(), st.integers(0, 3), st.booleans())
+@given(st.sampled_from(MODELS), parts(), st.integers(0, 3), st.booleans(), st.booleans())
 def test_iterations_cost_what_their_parts_cost(
     model: str,
     iterations: list[dict[str, Any]],
     searches: int,
     is_first: bool,
+    is_split_said: bool,
 ) -> None:
     """Each part at its own model and prompt length, by the simulator's arithmetic; the search comes once.
 
-    The top-level counts are the sum of the messages, or (`is_first`) have the input of the first one only.
+    The top-level counts are the sum of the messages, or (`is_first`) have the input of the first one only. Unless
+    `is_split_said`, the first one does not say how long its writes to the prompt cache last: the top level does.
     """
     messages = [part for part in iterations if part["type"] == "message"]
     top: dict[str, Any] = {name: sum(part[name] for part in messages) for name in COUNTS}
@@ -70,8 +72,13 @@ def test_iterations_cost_what_their_parts_cost(
     if is_first and messages:
         top |= {name: value for name, value in messages[0].items() if name in (*COUNTS[:3], "cache_creation")}
     top["server_tool_use"] = {"web_search_requests": searches}
+    can_be_told = not is_first or len(messages) == 1
+    said = [
+        part | {"cache_creation": None} if not is_split_said and can_be_told and part in messages[:1] else part
+        for part in iterations
+    ]
     meter = UsageMeter()
-    meter.message({"model": model, "stop_reason": "end_turn", "usage": {**top, "iterations": iterations}})
+    meter.message({"model": model, "stop_reason": "end_turn", "usage": {**top, "iterations": said}})
     by_id = {record.id: record for record in ROSTER.models}
     expected = sum(cost_pusd(part, by_id[part["model"] or model], ROSTER) for part in iterations)
     if not messages:  # the top-level counts are then a message of their own

@@ -382,3 +382,18 @@ async def test_a_plain_answer_past_the_grace_period_is_a_503():
         reply = await waiting
         assert (reply.status, reply.json()["error"]["type"], reply.header("retry-after")) == (503, "api_error", "1")
         assert (await s.trace())["error_code"] == "R902"
+
+
+async def test_a_call_without_a_name_before_a_fallback_is_priced_at_the_model_that_was_asked():
+    """It declined after reading a long prompt; the one that answered read little, and costs a twentieth."""
+    answer = json.loads(message(model="claude-haiku-5-5", input=10, output=50))
+    answer["usage"]["iterations"] = [
+        {"type": "message", "input_tokens": 90_000, "output_tokens": 0},
+        {"type": "fallback_message", "model": "claude-haiku-5-5", "input_tokens": 10, "output_tokens": 50},
+    ]
+    async with stage(answers(http(json.dumps(answer).encode()))) as s:
+        await s.messages(model="claude-sonnet-5-5")
+        trace = await s.trace()
+    assert trace["model_answered"] == "claude-haiku-5-5"
+    assert [each["model"] for each in trace["usage"]["iterations"]] == ["claude-sonnet-5-5", "claude-haiku-5-5"]
+    assert float(trace["cost_usd"]) == pytest.approx(90_000 * 2e-6 + 10 * 0.1e-6 + 50 * 0.5e-6)

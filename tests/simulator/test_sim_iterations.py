@@ -194,6 +194,29 @@ def test_the_executor_reads_what_it_cached_before_it_asked(simulator: Simulator)
     assert again[1]["cache_read_input_tokens"] > 1_000
 
 
+def test_some_answers_do_not_say_how_long_each_call_wrote_for(simulator: Simulator) -> None:
+    """One in three; only what the top level says too, or what is five minutes, is left out. The bill is the same."""
+    system = [{"type": "text", "text": LONG[:9_000], "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
+    tools = [advisor(OPUS, caching={"type": "ephemeral", "ttl": "1h"})]
+    seen = []
+    for number in range(12):
+        body = ask(HAIKU, system=system, tools=tools, messages=[{"role": "user", "content": f"Question {number}?"}])
+        outcome = simulator.run(body, caller(ADVICE))
+        full, told = outcome.usage(), outcome.message()["usage"]
+        assert told == next(
+            event.data["usage"] | {name: full[name] for name in full.keys() - event.data["usage"].keys()}
+            for event in outcome.events()
+            if event.name == "message_delta"
+        )
+        assert all(entry["cache_creation"] for entry in full["iterations"])
+        assert told["cache_creation"]["ephemeral_1h_input_tokens"] > 1_000
+        first, advice, second = (entry["cache_creation"] for entry in told["iterations"])
+        assert (first is None) == (second is None)
+        assert advice["ephemeral_1h_input_tokens"] > 1_000, "the top level does not speak of the advisor"
+        seen.append(first is None)
+    assert 0 < sum(seen) < 12
+
+
 def test_the_tool_bounds_what_the_advisor_writes(simulator: Simulator) -> None:
     """`max_tokens` of the tool, not of the request."""
     outcome = simulator.run(ask(SONNET, tools=[advisor(OPUS, max_tokens=40)]), caller(ADVICE))
