@@ -7,7 +7,8 @@ the others. What succeeded not costs nothing, and is only counted, in the trace 
 
 A hundred thousand items are more than a sink can hold. While it has no room the upstream is not read, and so the client
 waits. One that has no room for `PATIENCE_S` takes nothing at all, and no client is held up for that: lines pass
-unmetered then, are counted as such, and the next fetch books them.
+unmetered then, are counted as such, and the next fetch books them. Of a long line only what it is booked by is read,
+slice by slice, so that no line holds up other requests for more than a few milliseconds.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import hashlib
 import json
 from dataclasses import replace
 from typing import Any
-from urllib.parse import unquote
 
 import orjson
 
@@ -29,13 +29,16 @@ from router.serve.ledger import book
 from router.serve.relay import timed_read
 from router.trace.record import BATCH_ITEM, Attempt, Trace
 from router.usage import UsageMeter
-from router.wire.jsonl import LineReader
+from router.wire.jsonl import LineReader, Skim
 
 KINDS = ("succeeded", "errored", "canceled", "expired")
 UNMETERED = "unmetered"  # lines that could not be read or booked; an answer that came compressed counts as one
 PATIENCE_S = 30.0
 _PAUSE_S = 0.02
-_AT_ONCE = 16  # lines read before other requests get their turn: about half a millisecond
+_AT_ONCE = 16  # lines of up to 4 kB read before other requests get their turn: about half a millisecond
+_WEIGHED = 4_096  # bytes that count as one more of them
+_WHOLE = 64 * 1024  # bytes of a line that is read as it is
+_LEFT = 512 * 1024  # bytes that a longer one may have besides its long strings: some 20 milliseconds at the worst
 _BREATH_S = 0.001  # of that turn: without it, reading here and storing there would take all of the process
 _FAMILY = "/v1/messages/batches/"
 
@@ -43,17 +46,10 @@ _FAMILY = "/v1/messages/batches/"
 def batch_named(path: str) -> tuple[str | None, bool]:
     """The batch that a path of the family names, None for none, and whether it asks for its results.
 
-    However the path is spelled, the id is as the upstream reads it: else another spelling would make other items.
+    The path is spelled plainly (`api` refuses any other spelling): else the same items would be booked as others.
     """
-    if not path.startswith(_FAMILY):
-        return None, False
-    parts: list[str] = []
-    for part in unquote(path[len(_FAMILY) :]).split("/"):
-        if part == "..":
-            del parts[-1:]
-        elif part not in ("", "."):
-            parts.append(part)
-    return (parts[0] if parts else None), len(parts) == 2 and parts[1] == "results"
+    batch, _, rest = path.removeprefix(_FAMILY).partition("/") if path.startswith(_FAMILY) else ("", "", "")
+    return batch or None, bool(batch) and rest == "results"
 
 
 def item_id(batch: str, custom_id: str) -> str:
@@ -112,11 +108,16 @@ class BatchResultsRelay:
             raise
         if not chunk:
             self.is_complete = True
+            if rest := self._lines.rest():
+                self._note(await _read(rest))
             return b""
         if self._is_readable:
-            for number, line in enumerate(self._lines.feed(chunk), start=1):
-                self._note(line)
-                if number % _AT_ONCE == 0:
+            weight = 0
+            for line in self._lines.feed(chunk):
+                self._note(_object(line) if len(line) <= _WHOLE else await _read(line))
+                weight += 1 + len(line) // _WEIGHED
+                if weight >= _AT_ONCE:
+                    weight = 0
                     await self._others()
             await self._room()
         return chunk
@@ -127,17 +128,16 @@ class BatchResultsRelay:
             self._reply.abort()
 
     def settle(self) -> None:
-        """Book what stands behind the last line end, if it is whole, and say in the trace what passed."""
+        """Say in the trace what passed. What stands behind the last line end of a fetch that was cut is booked if it is
+        whole and short."""
         trace = self._exchange.trace
-        rest = self._lines.rest()
-        if rest:
-            self._note(rest)
+        if rest := self._lines.rest():
+            self._note(_object(rest))
         trace.batch_lines = {**self._counts, UNMETERED: self._unmetered + self._lines.too_long}
         self._attempt.ended_s = self._exchange.clock.now_s()
 
-    def _note(self, line: bytes) -> None:
+    def _note(self, entry: dict[str, Any]) -> None:
         """Count one line, and book it if it is an answer."""
-        entry = _object(line)
         result = entry.get("result")
         custom_id = entry.get("custom_id")
         kind = result.get("type") if isinstance(result, dict) else None
@@ -199,11 +199,26 @@ class BatchResultsRelay:
             await asyncio.sleep(_PAUSE_S)
 
 
-def _object(line: bytes) -> dict[str, Any]:
-    """The JSON object of a line; an empty one for anything else."""
+async def _read(line: bytes) -> dict[str, Any]:
+    """As `_object`, for a line of any length: of a long one, without its long strings."""
+    if len(line) <= _WHOLE:
+        return _object(line)
+    skim = Skim(line, _LEFT)
+    while skim.step():  # noqa: ASYNC110 - nothing is waited for: each turn does a slice of the work
+        await asyncio.sleep(_BREATH_S)
+    entry = _object(skim.text, _LEFT)
+    return entry if entry.get("custom_id") else {}  # one that was left out is nobody's name
+
+
+def _object(line: bytes, most: int = _WHOLE) -> dict[str, Any]:
+    """The JSON object of a line; an empty one for anything else, and for a line of over `most` bytes."""
+    if len(line) > most:
+        return {}
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError:
+        if len(line) > _WHOLE:
+            return {}
         try:
             # An answer may hold half a surrogate pair, which is no text, and costs what it costs all the same.
             value = orjson.loads(json.dumps(json.loads(line), ensure_ascii=False).encode("utf-8", "replace"))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from router.trace.money import MESSAGES, Money
-from router.trace.record import Trace
+from router.trace.record import BATCH_ITEM, Trace
 
 MINUTES = 5  # what is shown: the minute under way and those before it
 _BATCH = 64
@@ -67,7 +67,8 @@ class RecentTraces:
         """What ended in the last minutes: counts, quantiles in seconds, the ends of attempts by lane.
 
         `over_s` is how many seconds that covers: less than `MINUTES` right after a start. An error is an outcome other
-        than `ok`, but for a client that left and a request that was refused for what it was.
+        than `ok`, but for a client that left and a request that was refused for what it was. Items of batches are in no
+        figure but that of unknown costs.
         """
         now_ns = self._now_ns()
         with self._lock:
@@ -93,6 +94,9 @@ class RecentTraces:
 
 
 def _add(minute: _Minute, trace: Trace) -> None:
+    minute.money.add(trace)
+    if trace.endpoint == BATCH_ITEM:
+        return  # no request of these minutes: thousands that went well long ago would hide that nothing goes well now
     minute.requests += 1
     if trace.outcome != "ok":
         minute.errors[trace.outcome] += 1
@@ -105,7 +109,6 @@ def _add(minute: _Minute, trace: Trace) -> None:
         named = (attempt.lane, attempt.outcome)
         if named in minute.attempts or len(minute.attempts) < _LANES_MAX:
             minute.attempts[named] += 1
-    minute.money.add(trace)
 
 
 def _step(seconds: float) -> int:

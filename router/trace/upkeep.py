@@ -3,6 +3,9 @@
 All of it is done in slices of a few milliseconds, each a transaction of its own: between two of them whatever has
 arrived is stored first. A row is only deleted once it is in the roll-ups, which are kept much longer; in the file of a
 newer router, whose roll-ups this one cannot write, rows are deleted all the same.
+
+What a store that is too large gives up, in this order: minutes above their share, deleted items of batches (see the
+schema) above theirs, rows, all deleted items, and only then roll-ups.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from router.trace.rollup import GROUPS_MAX, STEPS_S, SUMS, catch_up, rolled_up_to
+from router.trace.schema import WEEK_NS
 
 DAY_S = 86_400
 MINUTES_KEPT_S = 35 * DAY_S  # at the least: as long as the rows are
@@ -26,6 +30,8 @@ _ROLL_S = 1.0
 _SLICE_ROLLUPS = 2_000
 _MINUTES_SHARE = 3  # a third of the greatest size: minutes are in the hours again
 ROLLUP_BYTES = 160  # of the file for a roll-up, about
+ITEMS_SHARE = 8  # an eighth of the greatest size, for deleted items of batches
+ITEM_BYTES = 32  # of the file for one of them, about
 _LOOK_S = 10.0  # between two looks for something to delete
 _SAY_S = 3_600.0
 _SHRINK_TO = 0.95  # of the greatest size, so that it is not reached again at once
@@ -64,6 +70,7 @@ class Upkeep:
         self._minutes = 0  # how many there are, about
         self._next_weigh = 0.0
         self._unsaid = 0
+        self._unsaid_items = 0  # forgotten before their time
         self._next_say = 0.0
         self._next_tidy = 0.0
         self.has_rollups = False  # False for a file of a newer router that has others
@@ -101,8 +108,8 @@ class Upkeep:
             return False, 0
         deleted, rollups = self._prune(connection)
         is_more = bool(deleted or rollups or self._vacuumed(connection))
-        if not is_more:
-            self._next_look = now + _LOOK_S
+        if not is_more:  # too big with nothing to delete: rows may only wait to be rolled up
+            self._next_look = now + (_ROLL_S if self._is_shrinking else _LOOK_S)
         self._say(deleted, is_more)
         return is_more, deleted
 
@@ -111,14 +118,14 @@ class Upkeep:
         return bool(newest > rolled_up_to(connection))
 
     def _prune(self, connection: sqlite3.Connection) -> tuple[int, int]:
-        """Delete one slice: (traces, roll-ups)."""
+        """Delete one slice: (traces, roll-ups and what is known of deleted items)."""
         now_ns, keep_s = self._now_ns(), self._retention.keep_s
         is_big = self._is_big(connection)
         if keep_s is None and not is_big:
             return 0, 0
-        deleted = rollups = 0
+        deleted = rollups = items = 0
         connection.execute("BEGIN IMMEDIATE")
-        _forget_items(connection, now_ns - _RESULTS_S * 10**9)
+        forgotten = _forget_items(connection, (now_ns - _RESULTS_S * 10**9) // WEEK_NS)
         delete_traces = _delete_traces if self.has_rollups else _delete_traces_alone
         steps = list(zip(STEPS_S, _KEPT_S, strict=True)) if self.has_rollups else []
         if keep_s is not None:
@@ -129,16 +136,22 @@ class Upkeep:
             went = _delete_rollups(connection, STEPS_S[0], 2**62)
             self._minutes = self._minutes - went if went else 0  # others delete too
             rollups += went
-        elif is_big and not deleted:
+        elif is_big and self._has_many_items(connection):
+            items = _forget_items(connection, 2**62)
+        elif is_big and not (deleted or forgotten):
             deleted = delete_traces(connection, 2**63 - 1)
-            for step_s, _ in steps:
-                if not (deleted or rollups):  # nothing else is left to delete
-                    rollups = _delete_rollups(connection, step_s, 2**62)
+            # Nothing else is left to delete: neither rows that only wait to be rolled up, nor what may come again.
+            if not (deleted or rollups) and self.has_rollups and not self._is_behind(connection):
+                items = _forget_items(connection, 2**62)
+                for step_s, _ in steps:
+                    if not (items or rollups):
+                        rollups = _delete_rollups(connection, step_s, 2**62)
         if rollups and self._clock() >= self._next_tidy:
             _tidy_groups(connection)
             self._next_tidy = self._clock() + _SAY_S
         connection.execute("COMMIT")
-        return deleted, rollups
+        self._unsaid_items += items
+        return deleted, rollups + forgotten + items
 
     def _is_big(self, connection: sqlite3.Connection) -> bool:
         most = self._retention.max_bytes
@@ -156,6 +169,11 @@ class Upkeep:
             self._next_weigh = self._clock() + _SAY_S
         return self._minutes * ROLLUP_BYTES > (self._retention.max_bytes or 0) // _MINUTES_SHARE
 
+    def _has_many_items(self, connection: sqlite3.Connection) -> bool:
+        """Whether deleted items of batches use more than their share."""
+        count = connection.execute("SELECT coalesce(sum(items), 0) FROM batch_weeks_gone").fetchone()[0]
+        return bool(count * ITEM_BYTES > (self._retention.max_bytes or 0) // ITEMS_SHARE)
+
     def _vacuumed(self, connection: sqlite3.Connection) -> bool:
         """Give a few free pages back to the disk, where the file was made for it and has many."""
         if _pragma(connection, "auto_vacuum") != 2 or _pragma(connection, "freelist_count") < _FREE_PAGES:
@@ -165,11 +183,19 @@ class Upkeep:
 
     def _say(self, deleted: int, is_more: bool) -> None:
         self._unsaid += deleted
-        if self._unsaid and not is_more and self._clock() >= self._next_say:
+        if is_more or not (self._unsaid or self._unsaid_items) or self._clock() < self._next_say:
+            return
+        if self._unsaid:
             kept = "; they stay in the roll-ups" if self.has_rollups else ""
             _log.info("trace store: %d traces deleted by age or size%s", self._unsaid, kept)
-            self._unsaid = 0
-            self._next_say = self._clock() + _SAY_S
+        if self._unsaid_items:
+            _log.warning(
+                "trace store: too large to remember %d items of batches whose results may be fetched again, which would"
+                " book them twice: raise `traces_max_mb`",
+                self._unsaid_items,
+            )
+        self._unsaid = self._unsaid_items = 0
+        self._next_say = self._clock() + _SAY_S
 
 
 def _delete_traces(connection: sqlite3.Connection, before_ns: int) -> int:
@@ -208,13 +234,22 @@ def _delete_rollups(connection: sqlite3.Connection, step_s: int, before_s: float
     return len(starts)
 
 
-def _forget_items(connection: sqlite3.Connection, before_ns: int) -> None:
-    """Forget a slice of the deleted items of batches that can come no more; see the schema."""
-    connection.execute(
-        "DELETE FROM batch_items_gone WHERE trace_id IN (SELECT trace_id FROM batch_items_gone WHERE started_at_ns < ?"
-        " ORDER BY started_at_ns LIMIT ?)",
-        (before_ns, _SLICE_ROLLUPS),
-    )
+def _forget_items(connection: sqlite3.Connection, before_week: int) -> int:
+    """Forget a slice of the oldest deleted items of batches, of weeks before that one; how many. See the schema."""
+    row = connection.execute("SELECT min(week) FROM batch_weeks_gone WHERE week < ?", (before_week,)).fetchone()
+    if row[0] is None:
+        return 0
+    week = row[0]
+    count = connection.execute(
+        "DELETE FROM batch_items_gone WHERE week = ?1 AND item <= coalesce((SELECT item FROM batch_items_gone"
+        " WHERE week = ?1 ORDER BY item LIMIT 1 OFFSET ?2), x'')",  # a blob: greater than any text
+        (week, _SLICE_ROLLUPS),
+    ).rowcount
+    if connection.execute("SELECT 1 FROM batch_items_gone WHERE week = ? LIMIT 1", (week,)).fetchone() is None:
+        connection.execute("DELETE FROM batch_weeks_gone WHERE week = ?", (week,))
+    else:
+        connection.execute("UPDATE batch_weeks_gone SET items = items - ? WHERE week = ?", (count, week))
+    return count
 
 
 def _remember(connection: sqlite3.Connection, step_s: int, newest: int) -> None:

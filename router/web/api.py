@@ -221,21 +221,35 @@ def _split_policy(path: bytes) -> tuple[bytes, str | None]:
 
 
 def _check_path(method: str, path: str) -> None:
-    """Refuse another spelling of a routed path: the upstream would read it as that path, and we as none of ours.
+    """Refuse another spelling of a path that is routed or metered: the upstream would read it as that path, and we not.
 
     Raises UnknownTarget.
     """
     if path.isascii() and "%" not in path and "//" not in path and "/." not in path and not path.endswith("/"):
         return
-    parts: list[str] = []
-    for part in unquote(path).split("/"):
-        if part == "..":
-            del parts[-1:]
-        elif part not in ("", "."):
-            parts.append(part)
-    meant = _endpoint(method, "/" + "/".join(parts))
-    if meant in _LIMITS and meant != _endpoint(method, path):
+    named = _endpoint(method, path)
+    readings = {_plain(each, is_merged=is_merged) for each in (path, unquote(path)) for is_merged in (True, False)}
+    meant = {_endpoint(method, reading) for reading in readings}
+    # Of a batch the id is in the path: in two spellings it would be two batches, and every item booked twice.
+    if "batches" in meant | {named} or any(each in _LIMITS and each != named for each in meant):
         raise UnknownTarget("the path is another spelling of one that is routed", hint="spell it plainly")
+
+
+def _plain(path: str, *, is_merged: bool) -> str:
+    """The path that another spelling means. Servers differ in whether they decode before they take out `..`, and in
+    whether `..` takes away what is between two slashes."""
+    parts: list[str] = []
+    for part in path.split("/"):
+        match unquote(part):
+            case "..":
+                del parts[-1:]
+            case "" if is_merged:
+                pass
+            case ".":
+                pass
+            case plain:
+                parts.append(plain)
+    return "/" + "/".join(part for part in parts if part)
 
 
 def _endpoint(method: str, path: str) -> str:

@@ -17,9 +17,11 @@ from router.trace.metrics import MetricsSink
 from router.trace.reader import SqliteTraceReader
 from router.trace.record import BATCH_ITEM, Trace, TraceQuery
 from router.trace.reprice import reprice
-from router.trace.schema import COLUMNS, MIGRATIONS, migrate
+from router.trace.rollup import STEPS_S
+from router.trace.rows import row_of
+from router.trace.schema import COLUMNS, MIGRATIONS, WEEK_NS, migrate
 from router.trace.sqlite import SqliteTraceSink
-from router.trace.upkeep import DAY_S, Retention, Upkeep
+from router.trace.upkeep import DAY_S, ITEM_BYTES, ITEMS_SHARE, SLICE, Retention, Upkeep
 from router.usage import Iteration, Tokens, Usage
 
 CATALOG = load_catalog(None)
@@ -96,10 +98,107 @@ def test_an_item_whose_row_was_deleted_stays_booked_once(tmp_path: Path) -> None
     totals = SqliteTraceReader(path).totals(None)
     assert totals["requests"] == 501
     assert int(totals["cost_usd"] * 10**12) == 501 * HALF_PUSD
-    upkept(path, Retention(keep_s=DAY_S), START_NS + 31 * DAY_NS)
+    assert remembered(path) == (500, 500)
+    upkept(path, Retention(keep_s=DAY_S), START_NS + 30 * DAY_NS)
+    assert remembered(path) == (501, 501), "the results may still be fetched"
+    upkept(path, Retention(keep_s=DAY_S), START_NS + 45 * DAY_NS)
+    assert remembered(path) == (0, 0), "what can be fetched no more is forgotten"
+
+
+MOST = 400_000  # bytes, of which an eighth is for some 1,500 deleted items
+
+
+def test_deleted_items_never_push_out_sums(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The store is too small for what is fetched: rows go, then the oldest deleted items, but no sum goes."""
+    path = tmp_path / "t.db"
+    written(path, *(a_trace(number, started_at_ns=START_NS - number * DAY_NS) for number in range(100)))
+    now_ns = START_NS + 14 * DAY_NS
+    for at in range(0, 6_000, 1_000):
+        when_ns = START_NS + at // 1_000 * DAY_NS
+        written(path, *(an_item(number, started_at_ns=when_ns + number) for number in range(at, at + 1_000)))
+        upkept(path, Retention(max_bytes=MOST), now_ns)
+        count, said = remembered(path)
+        assert count == said
+        assert count * ITEM_BYTES <= MOST // ITEMS_SHARE + SLICE * ITEM_BYTES
     with closing(sqlite3.connect(path)) as connection:
-        (left,) = connection.execute("SELECT count(*) FROM batch_items_gone").fetchone()
-        assert left == 1, "what can be fetched no more is forgotten"
+        sums = dict(connection.execute("SELECT step_s, sum(requests) FROM rollups GROUP BY step_s").fetchall())
+        assert sums == dict.fromkeys(STEPS_S, 6_100)
+        (oldest,) = connection.execute("SELECT min(week) FROM batch_items_gone").fetchone()
+        assert oldest > START_NS // WEEK_NS - 1
+    assert used(path) <= MOST
+    assert "raise `traces_max_mb`" in caplog.text
+    again = written(path, *(an_item(number, started_at_ns=now_ns) for number in range(5_900, 6_000)))
+    assert again["repeated"] == 100, "the newest are known"
+
+
+def test_a_store_full_of_sums_gives_up_deleted_items_before_any_of_them(tmp_path: Path) -> None:
+    """Not even within their share: what may come again is worth less than what was."""
+    path = tmp_path / "t.db"
+    written(path, *(a_trace(number, started_at_ns=START_NS - number * DAY_NS) for number in range(300)))
+    written(path, *(an_item(number) for number in range(800)))
+    upkept(path, Retention(keep_s=60.0), START_NS + DAY_NS)
+    assert remembered(path) == (800, 800)
+    most = used(path) - 10_000
+    assert most // ITEMS_SHARE > 800 * ITEM_BYTES
+    before = sums_in(path)
+    upkept(path, Retention(max_bytes=most), START_NS + DAY_NS)
+    assert remembered(path) == (0, 0)
+    assert sums_in(path) == before
+
+
+def test_rows_that_wait_to_be_rolled_up_cost_no_sum(tmp_path: Path) -> None:
+    """A burst fills the store within the second between two roll-ups: nothing can be deleted yet, and nothing is."""
+    path = tmp_path / "t.db"
+    written(path, a_trace(1), an_item(0))
+    upkept(path, Retention(keep_s=60.0), START_NS + DAY_NS)
+    most, now_s = used(path) + 100_000, 1.0
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        upkeep = Upkeep(Retention(max_bytes=most), lambda: START_NS + DAY_NS, lambda: now_s)
+        upkeep.opened(connection)
+        written_alone(connection, 0, 1)
+        upkeep.step(connection)  # rolls up, and so not again within a second
+        before = sums_in(path)
+        written_alone(connection, 1, 400)
+        upkeep._next_look = 0.0
+        assert [upkeep.step(connection) for _ in range(2)] == [(True, 1), (False, 0)]
+        assert (sums_in(path), remembered(path)) == (before, (2, 2))
+        now_s += 2.0
+        is_more = True
+        while is_more:
+            is_more, _ = upkeep.step(connection)
+        assert used(path) <= most
+        assert remembered(path)[0] >= 400
+        assert sums_in(path) >= before
+
+
+def remembered(path: Path) -> tuple[int, int]:
+    """The deleted items: those there are, and how many the store thinks there are."""
+    with closing(sqlite3.connect(path)) as connection:
+        (count,) = connection.execute("SELECT count(*) FROM batch_items_gone").fetchone()
+        (said,) = connection.execute("SELECT coalesce(sum(items), 0) FROM batch_weeks_gone").fetchone()
+        return count, said
+
+
+def sums_in(path: Path) -> int:
+    """How many roll-ups there are."""
+    with closing(sqlite3.connect(path)) as connection:
+        return int(connection.execute("SELECT count(*) FROM rollups").fetchone()[0])
+
+
+def used(path: Path) -> int:
+    """Bytes in use, as the upkeep counts them."""
+    with closing(sqlite3.connect(path)) as connection:
+        pages, free, size = (
+            connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
+
+def written_alone(connection: sqlite3.Connection, first: int, count: int) -> None:
+    """Items stored by a process that rolls nothing up, beside the one that does."""
+    rows = [row_of(an_item(100 + number, why=("y" * 300,))) for number in range(first, first + count)]
+    marks = ",".join("?" * len(COLUMNS))
+    connection.executemany(f"INSERT INTO traces ({','.join(COLUMNS)}) VALUES ({marks})", rows)
 
 
 @pytest.mark.parametrize("tier", ["batch", "standard", None])

@@ -212,7 +212,8 @@ async def test_a_browsers_preflight_passes_without_a_credential():
 @pytest.mark.parametrize(
     "path",
     ["/v1/%6dessages", "//v1/messages", "/v1//messages", "/v1/./messages", "/v1/x/../messages", "/v1/messages/",
-     "/v1%2fmessages", "/v1/messages/%63ount_tokens", "/v1/messages/./batches"],
+     "/v1%2fmessages", "/v1/messages/%63ount_tokens", "/v1/messages/./batches", "/v1//../messages",
+     "/v1/x%2Fy/../messages", "/v1/x/%2e%2e/messages"],
 )  # fmt: skip
 async def test_another_spelling_of_a_routed_path_is_refused(path):
     """What the upstream might read as Messages never goes around the policy: 404, and nothing is sent (F51, S10)."""
@@ -221,6 +222,32 @@ async def test_another_spelling_of_a_routed_path_is_refused(path):
             reply = await s.request("POST", prefix + path, request_body())
             assert (reply.status, reply.json()["error"]["type"]) == (404, "not_found_error")
         assert not s.upstream.requests
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["batches%2Fb%2Fresults", "batches%2fb/results", "batches/b%2Fresults", "batches/b/%72esults",
+     "batches/b%5F1/results", "batches/x/../../batches/b/results", "batches/../batches/b/results",
+     "batches/x/%2e%2E/b/results", "batches/b//results", "batches/b//../results", "batches//../b/results",
+     "batches/./b/results", "batches/b/results/", "/../batches/b/results", "x/../batches/b/results",
+     "x%2Fy/../batches/b/results", "%62atches/b/results", "batches/b/results/x/..",
+     "batches%2F..%2Fbatches/b/results", "batches/"],
+)  # fmt: skip
+async def test_another_spelling_of_a_batch_is_refused(path):
+    """It would pass unmetered, or be another batch whose items are booked once more: 404, and nothing is sent (F30)."""
+    async with stage() as s:
+        for prefix in ("", "/p/default"):
+            reply = await s.request("GET", f"{prefix}/v1/messages/{path}")
+            assert (reply.status, reply.json()["error"]["type"]) == (404, "not_found_error")
+        assert not s.upstream.requests
+
+
+@pytest.mark.parametrize("path", ["/v1/files/a%20b", "/v1/x/", "/v1//x", "/v1/messages/../files", "/v1/x%2Fbatches"])
+async def test_any_spelling_of_another_path_passes_as_it_is(path):
+    """Whatever is neither routed nor metered is the upstream's to read."""
+    async with stage(answers(http(b"{}"))) as s:
+        assert (await s.request("GET", path)).status == 200
+        assert s.upstream.requests[0].line == f"GET {path} HTTP/1.1".encode()
 
 
 async def test_a_large_body_is_read_without_holding_up_others():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.raw_upstream import Peer
 from kit.redis_server import RedisServer
 from kit.stage import KEY, Reply, Stage, Wire, always, answers, error, http, message, request_body, stage
 
@@ -90,6 +91,37 @@ async def test_a_lane_that_fails_is_named():
     said = [problem["what"] for problem in found["problems"]]
     assert "10 of the last 10 requests failed" in said
     assert any(what.startswith("lane `opus` answered 0 of 10 attempts: 10 overloaded") for what in said)
+
+
+async def test_items_of_batches_hide_no_outage():
+    """A thousand of them, fetched while every request fails: the requests are what is looked at (F30)."""
+    item = message()
+    lines = [json.dumps({"custom_id": f"i{n}", "result": {"type": "succeeded", "message": json.loads(item)}}).encode()
+             for n in range(1_000)]  # fmt: skip
+    fetched = http(b"\n".join(lines), kind="application/x-jsonl")
+    failed = error("529 Overloaded", "overloaded_error")
+
+    async def behave(peer: Peer) -> None:
+        while True:
+            request = await peer.request()
+            peer.send(fetched if request.line.startswith(b"GET") else failed)
+
+    async with stage(behave, policy=always(route="opus")) as s:
+        for _ in range(10):
+            assert (await s.messages()).status == 529
+        assert (await s.request("GET", "/v1/messages/batches/b/results")).status == 200
+        found = await status(s, 11)
+    assert "10 of the last 11 requests failed" in [problem["what"] for problem in found["problems"]]
+    assert (found["recent"]["requests"], found["recent"]["errors"]) == (11, 10)
+
+
+def test_items_of_batches_are_in_no_figure_of_the_last_minutes_but_the_unknown():
+    """They were worked on elsewhere, and earlier."""
+    recent = RecentTraces(lambda: START_NS)
+    recent.write(Trace("a" * 32, START_NS, endpoint="batch_item", outcome="cut", ttft_s=1.0))
+    found = recent.figures()
+    assert (found["requests"], found["errors"], found["not_ok"], found["ttft_p50_s"]) == (0, 0, {}, None)
+    assert found["unknown_cost"] == 1
 
 
 async def test_a_redis_that_is_away_is_a_problem(redis_server: RedisServer):

@@ -1,12 +1,16 @@
-"""The line reader: any chunking, both line ends, and a bound that no line gets over."""
+"""JSON lines: any chunking, both line ends, a bound that no line gets over; long lines without their long strings."""
 
 from __future__ import annotations
+
+import json
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.wire.jsonl import LineReader
+from router.wire import jsonl
+from router.wire.jsonl import LineReader, Skim
 
 RAW = '{"a":1}\n\n{"b":"é\u2028"}\r\n{"c":[1,2]}\n \n{"last":true}'.encode()
 LINES = [b'{"a":1}', '{"b":"é\u2028"}'.encode(), b'{"c":[1,2]}', b" ", b'{"last":true}']
@@ -71,3 +75,66 @@ def test_any_chunking_gives_the_same_lines(pieces, most):
     expected = [line for line in lines if line and len(line) <= most], sum(len(line) > most for line in lines)
     assert read(*pieces, most=most) == expected
     assert read(raw, most=most) == expected
+
+
+def skimmed(line: bytes, most: int = 10**9) -> bytes:
+    skim = Skim(line, most)
+    while skim.step():
+        pass
+    return skim.text
+
+
+def without_long(value: Any) -> Any:
+    """The plain definition, for strings whose JSON is as long as `json.dumps` makes it."""
+    match value:
+        case str():
+            return value if len(json.dumps(value)) - 2 <= 128 else ""
+        case list():
+            return [without_long(each) for each in value]
+        case dict():
+            return {without_long(key): without_long(each) for key, each in value.items()}
+        case _:
+            return value
+
+
+STRINGS = st.builds(
+    lambda part, times: part * times,
+    st.sampled_from(["", "a", '"', "\\", '\\"', "{", "\n", "é", "\ud83d", '","']),
+    st.sampled_from([0, 1, 2, 21, 22, 42, 43, 63, 64, 65, 127, 128, 129, 255, 256, 257, 700]),
+)
+VALUES = st.recursive(
+    st.none() | st.integers() | STRINGS,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(STRINGS.filter(lambda k: len(k) < 40), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(VALUES, st.sampled_from([1, 2, 3, 7, 64, 300, 10**6]), st.sampled_from([1, 2, 1_000]))
+def test_a_line_without_its_long_strings_is_the_same_wherever_it_is_sliced(value, size, strings):
+    """Against the plain definition; quotes, backslashes and both together at every edge of a slice."""
+    line = json.dumps(value).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsonl, "_SLICE", size)
+        patch.setattr(jsonl, "_STRINGS", strings)
+        found = skimmed(line)
+    if size > 1 or b"\\" not in line:  # an escape is two bytes
+        assert json.loads(found) == without_long(value)
+
+
+@pytest.mark.parametrize("line", [b"", b'"', b'{"a', b'{"a\\', b'{"a\\"', b'{"a":"' + b"x" * 300_000])
+def test_a_line_that_ends_within_a_string_leaves_nothing(line):
+    """It was cut, and means nothing."""
+    assert skimmed(line) == b""
+
+
+def test_a_line_with_too_much_else_leaves_nothing_and_is_looked_at_no_further():
+    """The bound is on what is left, and holds for the work too."""
+    line = b"[" + b"{}," * 1_000_000 + b"0]"
+    assert skimmed(line, len(line)) == line
+    assert skimmed(line, len(line) - 1) == b""
+    skim = Skim(line, 1_000)
+    assert not skim.step()
+    assert (skim.text, len(skim._kept)) == (b"", jsonl._SLICE)
