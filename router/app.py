@@ -239,10 +239,10 @@ class App:
             await self.upstream.close()
             await self.stores.close()
         finally:
-            if self.desk is not None:
-                await self.desk.close()
-            closing = [sink.close for sink in (self.traces, self.capture, self.otlp) if sink is not None]
-            await asyncio.gather(*(asyncio.to_thread(close) for close in closing))
+            # side by side: a reading process that will not end must not take the time of what is to be written
+            sinks = [sink.close for sink in (self.traces, self.capture, self.otlp) if sink is not None]
+            closing = [asyncio.to_thread(close) for close in sinks]
+            await asyncio.gather(*closing, *(() if self.desk is None else (self.desk.close(),)))
 
     def _flight_figures(self) -> Mapping[str, int]:
         return self.pipeline.stats()

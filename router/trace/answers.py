@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
+from math import inf
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +13,7 @@ from router.errors import BadFilter, TraceStoreError
 from router.trace.asking import Answer, Question
 from router.trace.export import encode_json
 from router.trace.filters import write_mark
+from router.trace.question import Stop, too_long
 from router.trace.reader import SqliteTraceReader
 from router.trace.record import TraceQuery
 from router.trace.sessions import Sessions
@@ -20,23 +23,28 @@ _DAY_NS = 86_400 * 10**9
 _ALL_DAYS = 400  # how far back the figures go when no time is named
 
 Args = Mapping[str, Any]
-Stop = Callable[[], bool]
 
 
 class Store:
-    """One store as one question sees it: with the question's own limit, in seconds, and whether it is still wanted."""
+    """One store as one question sees it, which `stop` alone ends."""
 
-    def __init__(self, path: Path, time_limit_s: float, stop: Stop) -> None:
-        self.reader = SqliteTraceReader(path, time_limit_s=time_limit_s, stop=stop)
-        self.sessions = Sessions(path, time_limit_s=time_limit_s, stop=stop)
+    def __init__(self, path: Path, stop: Stop) -> None:
+        self.reader = SqliteTraceReader(path, time_limit_s=inf, stop=stop)
+        self.sessions = Sessions(path, time_limit_s=inf, stop=stop)
 
 
 def answer(path: Path, question: Question, stop: Stop) -> Answer:
-    """Read the store at `path`; gives up, with TraceStoreError, once `stop()`. Raises TraceStoreError or BadFilter."""
+    """Read the store at `path`; gives up when this thread has had the question's time of the processor, or `stop` says
+    why. Raises TraceStoreError or BadFilter."""
     found = QUESTIONS.get(question.name)
     if found is None:
         raise TraceStoreError(f"no question `{question.name:.64}` is known here")
-    return found(Store(path, question.time_limit_s, stop), question.args)
+    deadline = time.thread_time() + question.time_limit_s
+
+    def is_over() -> TraceStoreError | None:
+        return too_long(question.time_limit_s) if time.thread_time() > deadline else stop()
+
+    return found(Store(path, is_over), question.args)
 
 
 def _page(store: Store, args: Args) -> Answer:

@@ -14,16 +14,23 @@ from router.trace.record import TraceQuery
 
 LANES = ("quick", "list", "long")  # a question waits for none of another lane
 LIMIT_S = 10.0
+WALL_S = 60.0
+WALL_ON_SCREEN_S = 20.0  # of what is polled, or what somebody in a hurry looks at
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One read of the store: `name` is a key of `answers.QUESTIONS`, `args` what it takes, `time_limit_s` its bound."""
+    """One read of the store: `name` is a key of `answers.QUESTIONS`, `args` what it takes.
+
+    `time_limit_s` bounds the processor's time that it takes: whoever reads at the lowest priority on a core that is
+    full is slow through no fault of the question. `wall_s` is how long it may be under way for all that, in seconds.
+    """
 
     name: str
     args: Mapping[str, Any]
     lane: str  # one of LANES
     time_limit_s: float = LIMIT_S
+    wall_s: float = WALL_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +95,10 @@ def figures(
 
 def totals(since_ns: Mapping[str, int], names: tuple[str, ...]) -> Question:
     """Body: for each key of `since_ns` the figures `names` of everything since then."""
-    return Question("totals", {"since_ns": dict(since_ns), "names": names}, "long", 5.0)
+    return Question("totals", {"since_ns": dict(since_ns), "names": names}, "long", 5.0, WALL_ON_SCREEN_S)
 
 
 def session(kind: str, value: str, *, tenant: str | None = None, since_ns: int = 0) -> Question:
     """Body: the figures of one `session`, `conversation` or `key`. Head: empty when there is none."""
-    return Question("session", {"kind": kind, "value": value, "tenant": tenant, "since_ns": since_ns}, "long", 2.0)
+    args = {"kind": kind, "value": value, "tenant": tenant, "since_ns": since_ns}
+    return Question("session", args, "long", 2.0, WALL_ON_SCREEN_S)

@@ -26,11 +26,12 @@ from typing import Any, cast
 from router.errors import BadFilter, TraceStoreError
 from router.trace.asking import Answer, AnswerDesk, Question
 from router.trace.frames import BrokenFrame, Frames, frame
+from router.trace.question import crowded_out, stopping
 from router.trace.reader_desk import ThreadDesk
 
 IDLE_S = 60.0
 START_S = 15.0  # it takes a tenth of a second of CPU
-GRACE_S = 2.0  # over a question's own limit, which the child keeps itself
+GRACE_S = 5.0  # over a question's own `wall_s`, which the child keeps itself
 RETRY_S = 60.0
 END_S = 1.0  # for a child to end by itself
 _KILLED_S = 5.0  # for one that was killed
@@ -113,7 +114,7 @@ class ProcessDesk:
             self._idle.cancel()
         if self._newborn is not None:
             self._newborn.kill("the router is stopping")
-        if self._starting is not None:
+        if self._starting is not None:  # which looks for itself whether it is still wanted
             await asyncio.wait([self._starting])
         self._let_go()
         await self._in_threads.close()
@@ -123,7 +124,7 @@ class ProcessDesk:
     async def _up(self) -> _Child | None:
         """A child that answers; None where none can be had for now."""
         if self._is_closed:
-            raise TraceStoreError("the router is stopping", retryable=True)
+            raise stopping()
         if self._child is not None:
             return self._child
         loop = asyncio.get_running_loop()
@@ -132,12 +133,19 @@ class ProcessDesk:
                 return None
             self._starting = loop.create_task(self._start())
         # shielded: who began it may leave while others wait for it
-        return await asyncio.shield(self._starting)
+        child = await asyncio.shield(self._starting)
+        if self._is_closed:
+            raise stopping()
+        return child
 
     async def _start(self) -> _Child | None:
         try:
+            if self._is_closed:
+                return None
             self._newborn = child = await _spawned(self._command, self._ended)
             self._alive.add(child)
+            if self._is_closed:  # meanwhile, when there was nobody to kill yet
+                child.kill("the router is stopping")
             async with asyncio.timeout(self._start_s):
                 await child.is_ready
         except (OSError, TraceStoreError) as error:  # a TimeoutError is an OSError
@@ -215,9 +223,13 @@ class _Child(asyncio.Protocol):
         number = self._number
         answer: asyncio.Future[Answer] = self._loop.create_future()
         head = {"n": number, "ask": question.name, "args": question.args, "lane": question.lane}
-        transport.write(frame({**head, "limit_s": question.time_limit_s}))
+        try:
+            asked = frame({**head, "limit_s": question.time_limit_s, "wall_s": question.wall_s})
+        except BrokenFrame as error:
+            raise BadFilter(f"the question is too long: {error}") from error
+        transport.write(asked)
         self._waiting[number] = answer
-        timer = self._loop.call_later(question.time_limit_s + grace_s, self._is_hung, number, question.time_limit_s)
+        timer = self._loop.call_later(question.wall_s + grace_s, self._is_hung, number, question.wall_s)
         try:
             return await answer
         finally:
@@ -274,12 +286,10 @@ class _Child(asyncio.Protocol):
             _log.error("trace reader: unforeseen %s", head["bug"])
             answer.set_exception(TraceStoreError("the question could not be answered", hint="the log says where"))
 
-    def _is_hung(self, number: int, limit_s: float) -> None:
+    def _is_hung(self, number: int, wall_s: float) -> None:
         answer = self._waiting.pop(number, None)
         if answer is not None and not answer.done():
-            hint = "ask for a shorter time with `since`, or for fewer things at once"
-            error = TraceStoreError(f"the question took longer than {limit_s:g} s", hint=hint, retryable=True)
-            answer.set_exception(error)
+            answer.set_exception(crowded_out(wall_s))
             self.kill("it did not answer in time")
 
 
@@ -299,6 +309,9 @@ async def _spawned(command: Sequence[str], ended: Callable[[_Child], None]) -> _
                 # sessions as groups of equal weight, between which the priority of a process counts for nothing.
                 process_group=0,
             )
+    except (TypeError, ValueError, subprocess.SubprocessError) as error:
+        ours.close()
+        raise OSError(f"{type(error).__name__}: {error}") from error
     except BaseException:
         ours.close()
         raise
@@ -311,8 +324,9 @@ async def _spawned(command: Sequence[str], ended: Callable[[_Child], None]) -> _
 def _environment() -> dict[str, str]:
     """What the child must know: where the modules are, and none of the router's settings and secrets (S16)."""
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    places = [part or os.getcwd() for part in sys.path if isinstance(part, str)]  # as the import system does
     # MALLOC_ARENA_MAX: or each of its threads keeps the memory of its largest answer for itself
-    return {**kept, "PYTHONPATH": os.pathsep.join(part or os.getcwd() for part in sys.path), "MALLOC_ARENA_MAX": "2"}
+    return {**kept, "PYTHONPATH": os.pathsep.join(places), "MALLOC_ARENA_MAX": "2"}
 
 
 def _step_back(pid: int) -> None:

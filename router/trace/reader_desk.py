@@ -8,6 +8,7 @@ from pathlib import Path
 
 from router.errors import TraceStoreError
 from router.trace.asking import Answer, Question
+from router.trace.question import left, stopping
 from router.trace.reader_threads import Readers
 
 
@@ -21,11 +22,22 @@ class ThreadDesk:
     async def ask(self, question: Question) -> Answer:
         """See `asking.AnswerDesk`."""
         if self._is_closed.is_set():
-            raise TraceStoreError("the router is stopping", retryable=True)
+            raise stopping()
         gone = threading.Event()
-        coming = self._readers.submit(question, lambda: gone.is_set() or self._is_closed.is_set())
+
+        def stop() -> TraceStoreError | None:
+            if self._is_closed.is_set():
+                return stopping()
+            return left() if gone.is_set() else None
+
+        coming = self._readers.submit(question, stop)
         try:
             return await asyncio.wrap_future(coming)
+        except asyncio.CancelledError:
+            asker = asyncio.current_task()
+            if self._is_closed.is_set() and asker is not None and not asker.cancelling():  # it had no thread yet
+                raise stopping() from None
+            raise
         finally:
             gone.set()
 

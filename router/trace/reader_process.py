@@ -3,7 +3,7 @@
 The router starts it, talks to it over the socket that is its standard input (`frames`), and ends it by closing that
 socket; so it ends with the router, however that ends. It imports what it needs to read and nothing else.
 
-    in    {"n": 7, "ask": NAME, "args": {…}, "lane": LANE, "limit_s": 10.0}      {"cancel": 7}
+    in    {"n": 7, "ask": NAME, "args": {…}, "lane": LANE, "limit_s": 10.0, "wall_s": 60.0}   {"cancel": 7}
     out   {"ready": true}      {"n": 7, "head": {…}} and a body      {"n": 7, "error": {…}}      {"n": 7, "bug": PLACE}
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 from router.errors import RouterError, TraceStoreError
 from router.trace.asking import Answer, Question
 from router.trace.frames import BrokenFrame, Frames, frame
+from router.trace.question import left
 from router.trace.reader_threads import Readers
 
 _PIECE = 1 << 16
@@ -51,9 +52,9 @@ class Service:
             return
         number, gone = head["n"], threading.Event()
         self._wanted[number] = gone
-        question = Question(head["ask"], head["args"], head["lane"], head["limit_s"])
+        question = Question(head["ask"], head["args"], head["lane"], head["limit_s"], head["wall_s"])
         try:
-            coming = self._readers.submit(question, gone.is_set)
+            coming = self._readers.submit(question, lambda: left() if gone.is_set() else None)
         except TraceStoreError as error:
             coming = Future()
             coming.set_exception(error)
@@ -74,13 +75,18 @@ def written(number: int, done: Future[Answer]) -> bytes:
     try:
         found = done.result()
         return frame({"n": number, "head": found.head}, found.body)
-    except RouterError as error:
+    except (RouterError, BrokenFrame) as failure:
+        error = failure if isinstance(failure, RouterError) else _too_large(failure)
         said = {"code": error.code, "message": error.message, "hint": error.hint, "retryable": error.retryable}
         return frame({"n": number, "error": said})
     except (Exception, CancelledError) as error:  # a sink of sorts: one odd question must not end the others
         # without its message, which may quote a row
         places = [f"{each.filename}:{each.lineno} {each.name}" for each in traceback.extract_tb(error.__traceback__)]
         return frame({"n": number, "bug": f"{type(error).__name__} at {' < '.join(reversed(places))}"})
+
+
+def _too_large(why: BrokenFrame) -> TraceStoreError:
+    return TraceStoreError(f"the answer is too large: {why}", hint="ask for fewer things at once")
 
 
 def main() -> None:

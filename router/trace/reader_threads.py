@@ -7,13 +7,13 @@ here: to import one is a third of what it takes to start the process.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from router.errors import TraceStoreError
 from router.trace.answers import answer
 from router.trace.asking import LANES, Answer, Question
+from router.trace.question import Stop, crowded_out
 
 _THREADS = 4  # of each lane; a thread is made when it is first needed
 
@@ -25,15 +25,19 @@ class Readers:
         self._path = path
         self._lanes = {lane: ThreadPoolExecutor(_THREADS, f"router-read-{lane}") for lane in LANES}
 
-    def submit(self, question: Question, is_gone: Callable[[], bool]) -> Future[Answer]:
-        """The answer to come. Its time runs from now on, waiting for a thread included; `is_gone()` ends it too.
+    def submit(self, question: Question, stop: Stop) -> Future[Answer]:
+        """The answer to come. Its `wall_s` begin now, waiting for a thread included; `stop` may end it before.
 
         Raises TraceStoreError when there is no thread to be had.
         """
-        deadline = time.monotonic() + question.time_limit_s
+        deadline = time.monotonic() + question.wall_s
+
+        def is_over() -> TraceStoreError | None:
+            return crowded_out(question.wall_s) if time.monotonic() > deadline else stop()
+
         pool = self._lanes.get(question.lane, self._lanes["long"])
         try:
-            return pool.submit(answer, self._path, question, lambda: is_gone() or time.monotonic() > deadline)
+            return pool.submit(answer, self._path, question, is_over)
         except RuntimeError as error:
             raise TraceStoreError(
                 f"no thread can be started to read the trace store: {error}",

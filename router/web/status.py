@@ -78,7 +78,7 @@ class StatusRooms:
 
     async def status(self, request: Request) -> Response:
         """The whole state."""
-        money, reason = {}, ""
+        money, reason = {}, None
         if self._asker.is_on:
             now_ns = self._services.now_ns()
             since_ns = {"hour": now_ns - _HOUR_NS, "day": now_ns - 24 * _HOUR_NS}
@@ -86,7 +86,7 @@ class StatusRooms:
                 found = await self._asker.ask_for(request, asking.totals(since_ns, _MONEY))
                 money = json.loads(found.body, parse_float=Decimal)  # the very digits
             except TraceStoreError as error:  # said below; the rest of the screen does not need the store
-                reason = error.message
+                reason = error
         return json_answer(describe(self._services, money, reason))
 
     async def session(self, request: Request) -> Response:
@@ -140,14 +140,17 @@ def _question(params: dict[str, str], now_ns: int) -> asking.Question:
     return asking.session(name, value, tenant=tenant or None, since_ns=since_ns)
 
 
-def describe(services: StatusServices, money: Figures, no_money_because: str = "") -> dict[str, Any]:
+def describe(
+    services: StatusServices, money: Figures, no_money_because: TraceStoreError | None = None
+) -> dict[str, Any]:
     """The document of `/status`. It is healthy when `problems` is empty."""
     is_ready, _ = services.readiness()
     policy, recent, gauges = services.policy_status(), services.recent(), services.gauges()
     now_ns = services.now_ns()
     problems = [*_serving(is_ready, policy), *_redis(services.links, gauges), *_traffic(recent), *_sinks(gauges)]
-    if no_money_because:
-        problems.append(_note(f"the trace store cannot be asked: {no_money_because}", "look at the log of the router"))
+    if no_money_because is not None:
+        then = no_money_because.hint or "look at the log of the router"
+        problems.append(_note(f"the trace store cannot be asked: {no_money_because.message}", then))
     return {
         "is_healthy": not problems,
         "is_serving": is_ready,

@@ -148,8 +148,20 @@ class TraceRooms:
         yield found.body
         while (mark := found.head["mark"]) is not None and not self._services.is_draining():
             following = replace(query, before=(mark[0], mark[1]))
-            found = await self._asker.ask(asking.sheet(kind, following, is_first=False))
+            found = await self._ask_again(asking.sheet(kind, following, is_first=False))
             yield found.body
+
+    async def _ask_again(self, question: asking.Question) -> Answer:
+        """The answer, at the second try if need be: a download that has begun cannot say what went wrong.
+
+        The reading process may have ended for another's sake, and the next question starts a new one.
+        """
+        try:
+            return await self._asker.ask(question)
+        except TraceStoreError as error:
+            if not error.retryable:
+                raise
+        return await self._asker.ask(question)
 
     async def events(self, request: Request) -> Response:
         """Server-sent events: one `trace` per finished request that matches, with a mark to resume from as its id."""

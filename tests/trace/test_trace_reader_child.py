@@ -13,6 +13,7 @@ import sys
 import textwrap
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,12 @@ import uvloop
 from kit.page import a_request
 from kit.stage import until
 
-from router.errors import TraceStoreError
+from router.errors import BadFilter, TraceStoreError
 from router.trace import asking
-from router.trace.asking import Question
+from router.trace.asking import Answer, Question
+from router.trace.frames import MAX_HEAD, Frames
 from router.trace.reader_child import ProcessDesk
+from router.trace.reader_process import written
 from router.trace.record import TraceQuery
 from router.trace.schema import COLUMNS
 from router.trace.sqlite import SqliteTraceSink
@@ -176,13 +179,13 @@ async def endless(tmp_path: Path) -> AsyncIterator[ProcessDesk]:
 
 
 async def test_one_that_does_not_answer_is_killed(store: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """After the question's time and a little; who else waits for it gets an error too, the next one an answer."""
+    """After the longest that a question may take; who else waits for it gets an error too, the next one an answer."""
     desk = ProcessDesk(store, steps_back=False, grace_s=0.05)
     pid = await a_pid(desk)
     os.kill(pid, signal.SIGSTOP)
     other = asyncio.ensure_future(desk.ask(SOME))
-    with pytest.raises(TraceStoreError, match=r"longer than 0\.05 s"):
-        await desk.ask(Question("page", SOME.args, "list", 0.05))
+    with pytest.raises(TraceStoreError, match=r"not answered within 0\.05 s"):
+        await desk.ask(Question("page", SOME.args, "list", wall_s=0.05))
     with pytest.raises(TraceStoreError, match="has ended"):
         await other
     assert await a_pid(desk) != pid
@@ -202,6 +205,48 @@ async def test_one_that_is_stopped_does_not_hold_up_the_end(store: Path) -> None
     await desk.close()
     assert time.monotonic() - began_s < 5
     assert not is_there(pid)
+
+
+@pytest.mark.parametrize("moments", range(7))
+async def test_one_that_is_being_born_does_not_hold_up_the_end(store: Path, moments: int) -> None:
+    """Whenever the end comes; who waits for it is told so, and nobody reads in threads of a router that stops."""
+    desk = ProcessDesk(store, command=("sleep", "60"))
+    asked = asyncio.ensure_future(desk.ask(SOME))
+    for _ in range(moments):
+        await asyncio.sleep(0)
+    began_s = time.monotonic()
+    await desk.close()
+    assert time.monotonic() - began_s < 5
+    with pytest.raises(TraceStoreError, match="the router is stopping") as end:
+        await asked
+    assert end.value.retryable
+    assert (desk.stats()["in_threads"], desk.stats()["start_failures"]) == (0, 0)
+
+
+async def test_a_question_that_is_too_long_is_the_askers_mistake(desk: ProcessDesk) -> None:
+    """The process knows nothing of it."""
+    pid = await a_pid(desk)
+    with pytest.raises(BadFilter, match="too long"):
+        await desk.ask(asking.one("A" * (MAX_HEAD + 1)))
+    assert await a_pid(desk) == pid
+
+
+def test_an_answer_that_is_too_large_is_said_to_be() -> None:
+    """It is no bug of the reader."""
+    done: Future[Answer] = Future()
+    done.set_result(Answer({"request_id": "x" * (MAX_HEAD + 1)}))
+    ((head, _),) = Frames().feed(written(7, done))
+    assert (head["n"], head["error"]["code"]) == (7, TraceStoreError.code)
+    assert "too large" in head["error"]["message"]
+
+
+async def test_it_starts_whatever_stands_in_the_search_path(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The import system leaves out what is no text, and so does what the process is told."""
+    monkeypatch.setattr(sys, "path", [*sys.path, Path("/nowhere"), None])
+    desk = ProcessDesk(store, steps_back=False)
+    await a_pid(desk)
+    assert desk.stats()["start_failures"] == 0
+    await desk.close()
 
 
 async def test_it_ends_when_nobody_asks_any_more(store: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -242,6 +287,7 @@ def test_it_ends_with_the_router_however_that_ends(store: Path) -> None:
 
 BROKEN = {
     "it is not there": ("/nonexistent/python",),
+    "its name is no name": (sys.executable, "-c", "\0"),
     "it ends at once": (sys.executable, "-c", "raise SystemExit(3)"),
     "it says what makes no sense": (sys.executable, "-c", "import os; os.write(0, b'HTTP/1.1 400 Bad Request')"),
     "it says nothing": (sys.executable, "-c", "import os; os.read(0, 1)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from functools import partial
@@ -12,6 +13,8 @@ from kit.page import a_request
 from kit.stage import Reply, Stage, Wire, stage, until
 
 import router.app
+import router.trace.asking
+from router.trace.asking import Answer, Question
 from router.trace.reader_child import ProcessDesk
 
 pytestmark = pytest.mark.anyio
@@ -95,3 +98,68 @@ async def test_a_router_stops_while_its_reader_is_stopped():
         os.kill(pid, signal.SIGSTOP)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+async def test_a_reader_that_dies_in_the_middle_of_an_export_does_not_tear_it(monkeypatch: pytest.MonkeyPatch):
+    """The page that was under way is asked for again: every request is there, and once."""
+
+    deaths = iter([signal.SIGKILL])
+
+    class Mortal(ProcessDesk):
+        async def ask(self, question: Question) -> Answer:
+            is_following = question.name == "sheet" and not question.args["is_first"]
+            for death in deaths if is_following else ():
+                assert self.pid is not None
+                os.kill(self.pid, death)
+            return await super().ask(question)
+
+    monkeypatch.setattr(router.app, "ProcessDesk", Mortal)
+    async with stage() as s:
+        assert s.app.traces is not None
+        for number in range(1_200):
+            s.app.traces.write(a_request(number, facts=None, why=(), labels=None, spans=[], attempts=[]))
+        assert await asyncio.to_thread(s.app.traces.flush, 30.0)
+        export = (await ask(s, "/export?format=ndjson")).body.splitlines()
+        assert len({json.loads(line)["trace_id"] for line in export}) == len(export) == 1_200
+        assert (s.app.desk.stats()["died"], s.app.desk.stats()["started"]) == (1, 2)
+
+
+async def test_what_was_traced_is_written_while_the_reader_ends(monkeypatch: pytest.MonkeyPatch):
+    """A reader that will not end must not take the time that a router has to stop."""
+    is_written = asyncio.Event()
+
+    class Slow(ProcessDesk):
+        async def close(self) -> None:
+            async with asyncio.timeout(10):
+                await is_written.wait()
+            await super().close()
+
+    monkeypatch.setattr(router.app, "ProcessDesk", Slow)
+    async with stage() as s:
+        await s.messages()
+        assert (await ask(s, "/traces")).status == 200
+        close, loop = s.app.traces.close, asyncio.get_running_loop()
+
+        def closing() -> None:
+            close()
+            loop.call_soon_threadsafe(is_written.set)
+
+        monkeypatch.setattr(s.app.traces, "close", closing)
+    assert is_written.is_set()
+
+
+async def test_the_screen_of_the_status_comes_although_nobody_reads_the_store(monkeypatch: pytest.MonkeyPatch):
+    """Without money, with the reason and what to do; as on a core that is full for longer than anybody looks."""
+    monkeypatch.setattr(router.app, "ProcessDesk", partial(ProcessDesk, grace_s=0.05))
+    monkeypatch.setattr(router.trace.asking, "WALL_ON_SCREEN_S", 0.05)
+    async with stage() as s:
+        await s.messages()
+        assert (await ask(s, "/traces")).status == 200
+        assert s.app.desk is not None
+        assert s.app.desk.pid is not None
+        os.kill(s.app.desk.pid, signal.SIGSTOP)
+        found = (await ask(s, "/status")).json()
+        assert found["money"] is None
+        (problem,) = found["problems"]
+        assert problem["what"] == "the trace store cannot be asked: the question was not answered within 0.05 s"
+        assert "ask again" in problem["next"]
