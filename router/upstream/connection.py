@@ -14,14 +14,16 @@ Three rules keep answers apart (fault F26):
 from __future__ import annotations
 
 import asyncio
+import math
 import os
-from typing import Protocol, cast
+from typing import cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from router.errors import InternalError, UpstreamBroken, UpstreamTimeout
 from router.upstream.deadline import Deadline
 from router.upstream.exchange import Exchange
+from router.upstream.pool import Pool
 
 READ_BYTES = 32 * 1024  # one read from the socket
 HIGH_WATER_BYTES = 32 * 1024  # unread answer bytes at which the upstream is throttled; one more read may follow
@@ -29,27 +31,6 @@ MAX_HEAD_BYTES = 64 * 1024  # status line, headers and trailers of one answer
 _JOINED_BODY_BYTES = 64 * 1024  # up to here head and body are one write; copying costs less than a second write
 _PIECE_BYTES = 128 * 1024  # of a larger body, handed to the transport at a time
 _STALE_WINDOW_S = 1.0  # a reused connection that dies later than this after sending had probably accepted the request
-
-
-class Pool(Protocol):
-    """What a connection asks of the pool that owns it."""
-
-    name: str  # host and port, for messages
-    idle_ttl_s: float
-    buffer: memoryview  # shared by all connections of one event loop: bytes leave it before the read returns
-    plain: memoryview  # the same for decrypted bytes
-
-    def free(self, connection: Connection) -> None:
-        """Take back a connection that is ready for another exchange."""
-
-    def dropped(self, connection: Connection) -> None:
-        """Forget a connection that is being closed; its slot is free from now on."""
-
-    def gone(self, connection: Connection) -> None:
-        """Note that a dropped connection has released its socket."""
-
-    def again(self, exchange: Exchange) -> None:
-        """Send the exchange once more, on a fresh connection."""
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -114,6 +95,7 @@ class Connection(asyncio.BufferedProtocol):
         self._is_reused = is_reused
         self._sent_at = self._loop.time()
         call = exchange.call
+        self._deadline.limit(exchange.due_at)
         self._deadline.expire_in(call.deadlines.first_byte)
         if len(call.body) <= _JOINED_BODY_BYTES:
             self._write(exchange.head + call.body if call.body else exchange.head)
@@ -124,6 +106,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def rest(self) -> None:
         """Start the idle period after which the connection closes itself."""
+        self._deadline.limit(math.inf)
         self._deadline.expire_in(self._pool.idle_ttl_s)
 
     def resume(self) -> None:
@@ -267,7 +250,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         if exchange.take(body) > HIGH_WATER_BYTES and not self._is_paused:
             self._is_paused = True
-            self._deadline.hold()  # now it is we who are silent
+            self._deadline.hold()  # now it is we who are silent; the whole has its limit all the same
             if self._transport is not None and not self._transport.is_closing():
                 self._transport.pause_reading()
 
@@ -388,12 +371,12 @@ class Connection(asyncio.BufferedProtocol):
         exchange = self._let_go()
         if exchange is not None:
             deadlines = exchange.call.deadlines
-            exchange.fail(
-                UpstreamTimeout(
-                    f"`{self._pool.name}` was silent inside its answer for {deadlines.idle:g} s"
-                    if exchange.status
-                    else f"`{self._pool.name}` did not answer within {deadlines.first_byte:g} s",
-                    hint="the request may have been charged; a rule's `timeout` moves this limit",
-                )
-            )
+            if self._loop.time() >= exchange.due_at:
+                what = "was not done when the time for the whole request was over"
+            elif exchange.status:
+                what = f"was silent inside its answer for {deadlines.idle:g} s"
+            else:
+                what = f"did not answer within {deadlines.first_byte:g} s"
+            hint = "the request may have been charged; a rule's `timeout` moves this limit"
+            exchange.fail(UpstreamTimeout(f"`{self._pool.name}` {what}", hint=hint))
         self.drop()

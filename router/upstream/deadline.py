@@ -16,24 +16,29 @@ class Deadline:
     The timer looks at the moment when it fires, and sleeps on if that has moved. It fires at least every ten seconds,
     so that a moment further away than that can move without the timer being touched. What is due is looked at twice,
     with a turn of the loop between: a process that was stopped or starved finds its timers due and its sockets full of
-    answers, and the answers come first (fault F93). `on_due` must call `cancel()` or `expire_in()`; until then nothing
-    fires again.
+    answers, and the answers come first (fault F93). A moment never lies behind the `limit`. `on_due` must call
+    `cancel()` or `expire_in()`; until then nothing fires again.
     """
 
-    __slots__ = ("_at", "_is_doubted", "_loop", "_on_due", "_timer", "_timer_at")
+    __slots__ = ("_at", "_is_doubted", "_limit_at", "_loop", "_on_due", "_timer", "_timer_at")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_due: Callable[[], None]) -> None:
         self._loop = loop
         self._on_due = on_due
-        self._at = math.inf
+        self._at = self._limit_at = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._is_doubted = False  # found due once
 
+    def limit(self, at: float) -> None:
+        """No moment set from now on lies behind `at`, a time of the loop; infinity: there is no limit."""
+        self._limit_at = at
+
     def expire_in(self, seconds: float) -> None:
-        """Move the deadline to `seconds` from now."""
+        """Move the deadline to `seconds` from now, or to the limit where that is earlier."""
         now = self._loop.time()
-        self._at = now + seconds
+        at = now + seconds
+        self._at = at if at < self._limit_at else self._limit_at
         self._is_doubted = False
         if self._at < self._timer_at or self._timer is None:
             if self._timer is not None:
@@ -41,8 +46,8 @@ class Deadline:
             self._sleep(now)
 
     def hold(self) -> None:
-        """No deadline until the next `expire_in`."""
-        self._at = math.inf
+        """No deadline but the limit until the next `expire_in`."""
+        self._at = self._limit_at
 
     def cancel(self) -> None:
         """Stop for good, and let go of the owner."""

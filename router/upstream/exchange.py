@@ -47,8 +47,10 @@ class Exchange:
         "_waiter",
         "call",
         "connection",
+        "due_at",
         "head",
         "headers",
+        "is_resent",
         "may_resend",
         "status",
     )
@@ -59,7 +61,9 @@ class Exchange:
         self.status = 0  # until the head of the final answer is in
         self.headers: list[tuple[bytes, bytes]] = []
         self.connection: Carrier | None = None
-        self.may_resend = True  # one transparent repeat after a stale connection (F25)
+        self.due_at = loop.time() + call.deadlines.total
+        self.is_resent = False
+        self.may_resend = not call.is_once  # one transparent repeat after a stale connection (F25)
         self._owner = owner
         self._loop = loop
         self._chunks: deque[bytes] = deque()

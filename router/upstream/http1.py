@@ -12,27 +12,28 @@ its connect deadline. Nothing here awaits while it holds a slot, so an abort at 
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
+import time
 from collections.abc import Mapping
 from functools import partial
 from urllib.parse import urlsplit
 
-from router.errors import InternalError, RouterError, SettingsError, UpstreamUnreachable
+from router.errors import InternalError, Overloaded, RouterError, SettingsError, UpstreamUnreachable
 from router.seams import UpstreamCall
 from router.upstream.connection import READ_BYTES, Connection
+from router.upstream.dial import NO_DESCRIPTOR, dial
 from router.upstream.exchange import Exchange, request_head
+from router.upstream.resolve import LookUp, NotAllowed, Resolver
 from router.upstream.tls import SecureConnection, tls_context
-
-_KEEP_ALIVE_PROBES = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))  # seconds, seconds, count
 
 
 class Http1Upstream:
     """`seams.Upstream` over HTTP/1.1 to one origin, `https://host[:port]` or `http://host[:port]`.
 
     `ssl_context` defaults to `tls_context()`. `max_idle` connections are kept, for `idle_ttl_s` seconds after use; at
-    most `max_connections` exist. An instance belongs to the event loop of its first `start()`. Raises `SettingsError`
-    for an origin it cannot use.
+    most `max_connections` exist. `takes_private` lets a public name lead to private addresses (see
+    `upstream/resolve.py`); `look_up` stands in for the system's resolver. An instance belongs to the event loop of its
+    first `start()`. Raises `SettingsError` for an origin it cannot use.
     """
 
     def __init__(
@@ -43,11 +44,14 @@ class Http1Upstream:
         max_idle: int = 256,
         max_connections: int = 4096,
         idle_ttl_s: float = 60.0,
+        takes_private: bool = False,
+        look_up: LookUp | None = None,
     ) -> None:
         is_tls, self._hostname, self._port, authority = _read_origin(origin)
         self._ssl = (ssl_context or tls_context()) if is_tls else None
         self.name = authority
         self._host = authority.encode("ascii")
+        self._resolver = Resolver(self._hostname, takes_private=takes_private, look_up=look_up, clock=time.monotonic)
         self.idle_ttl_s = idle_ttl_s
         self.buffer = memoryview(bytearray(READ_BYTES))
         self.plain = memoryview(bytearray(READ_BYTES))
@@ -59,12 +63,16 @@ class Http1Upstream:
         self._opening: dict[Exchange, asyncio.Task[None]] = {}
         self._waiting: dict[Exchange, asyncio.TimerHandle] = {}  # in order of arrival
         self._is_closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # to ask for the running one is a system call each time
         self._all_gone: asyncio.Future[None] | None = None
         self._opened_count = self._reused_count = self._aborted_count = self._resent_count = 0
 
     def start(self, call: UpstreamCall) -> Exchange:
         """Send `call`, or begin to; returns at once. Failures are told by `reply()`, never raised here."""
-        exchange = Exchange(call, self, asyncio.get_running_loop())
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        exchange = Exchange(call, self, loop)
         if self._is_closed:
             exchange.fail(_unreachable(self.name, "this router is shutting down", None, retryable=False))
             return exchange
@@ -74,6 +82,14 @@ class Http1Upstream:
             exchange.fail(error)
             return exchange
         connection = self._take_idle()
+        if connection is not None and call.is_once:
+            # Nobody can tell whether a used connection still carries: this call has one of its own. The spare one goes
+            # only where it takes the room.
+            if self._is_full:
+                connection.drop()
+            else:
+                self.free(connection)
+            connection = None
         if connection is not None:
             self._reused_count += 1
             connection.send(exchange, is_reused=True)
@@ -146,6 +162,7 @@ class Http1Upstream:
             exchange.fail(_unreachable(self.name, "this router is shutting down", None, retryable=False))
             return
         self._resent_count += 1
+        exchange.is_resent = True
         self._open_or_wait(exchange)
 
     def gave_up(self, exchange: Exchange) -> None:
@@ -160,6 +177,10 @@ class Http1Upstream:
 
     # Inside
 
+    @property
+    def _is_full(self) -> bool:
+        return len(self._open) + len(self._opening) >= self._max_connections
+
     def _take_idle(self) -> Connection | None:
         while self._idle:
             connection, _ = self._idle.popitem()
@@ -169,23 +190,30 @@ class Http1Upstream:
         return None
 
     def _open_or_wait(self, exchange: Exchange) -> None:
-        if len(self._open) + len(self._opening) < self._max_connections:
+        if not self._is_full:
             task = asyncio.get_running_loop().create_task(self._connect(exchange))
             self._opening[exchange] = task
             # A task cancelled before its first step runs none of its own `finally`, so the slot is freed from outside.
             task.add_done_callback(partial(self._connected, exchange))
         else:
-            limit_s = exchange.call.deadlines.connect
-            self._waiting[exchange] = asyncio.get_running_loop().call_later(limit_s, self._waited, exchange)
+            self._waiting[exchange] = asyncio.get_running_loop().call_later(
+                _connect_s(exchange), self._waited, exchange
+            )
 
     def _serve_line(self) -> None:
         """Serve those in line, first come first served, while a connection or a slot is free."""
         while self._waiting:
-            is_slot_free = len(self._open) + len(self._opening) < self._max_connections
-            connection = self._take_idle()
-            if connection is None and not is_slot_free:
-                return
             exchange = next(iter(self._waiting))
+            is_full = self._is_full
+            if exchange.call.is_once and not is_full:
+                connection = None  # one of its own, see `start`
+            else:
+                connection = self._take_idle()
+                if connection is None and is_full:
+                    return
+            if connection is not None and exchange.call.is_once:
+                connection.drop()  # makes room: `dropped` comes back here, and opens one for it
+                continue
             self._waiting.pop(exchange).cancel()
             if connection is not None:
                 self._reused_count += 1
@@ -195,38 +223,41 @@ class Http1Upstream:
 
     def _waited(self, exchange: Exchange) -> None:
         del self._waiting[exchange]
-        limit_s = exchange.call.deadlines.connect
+        limit_s = min(exchange.call.deadlines.connect, exchange.call.deadlines.total)
         why = f"all {self._max_connections} connections were in use for {limit_s:g} s"
         exchange.fail(_unreachable(self.name, why, None, retryable=True))
 
     async def _connect(self, exchange: Exchange) -> None:
         """Open a connection for `exchange` and send; each phase has its deadline."""
         loop = asyncio.get_running_loop()
-        deadlines = exchange.call.deadlines
         connection = (
             Connection(self, loop) if self._ssl is None else SecureConnection(self, loop, self._ssl, self._hostname)
         )
-        phase, limit_s = "connecting", deadlines.connect
+        phase, limit_s = "connecting", _connect_s(exchange)
         try:
-            async with asyncio.timeout(limit_s):
-                transport, _ = await loop.create_connection(lambda: connection, self._hostname, self._port)
-            _probe_when_idle(transport)
+            await dial(connection, self._resolver, self._port, limit_s)
             if isinstance(connection, SecureConnection):
-                phase, limit_s = "the TLS handshake", deadlines.tls
+                phase, limit_s = "the TLS handshake", _left_s(exchange, exchange.call.deadlines.tls)
                 async with asyncio.timeout(limit_s):
                     await connection.secure()
             if not connection.is_usable:
                 raise ConnectionResetError("the connection was closed as soon as it was made")
         except TimeoutError as exc:
             connection.drop()
-            why = f"{phase} took over {limit_s:g} s"
+            why = f"{phase} took over {limit_s:.3g} s"
             exchange.fail(_unreachable(self.name, why, exc, retryable=True))
         except ssl.SSLCertVerificationError as exc:
             connection.drop()
             why = f"its certificate is not valid: {exc.verify_message}"
             exchange.fail(_unreachable(self.name, why, exc, retryable=False))
+        except NotAllowed as exc:
+            connection.drop()
+            exchange.fail(_unreachable(self.name, str(exc), exc, retryable=False))
         except OSError as exc:
             connection.drop()
+            if exc.errno in NO_DESCRIPTOR:
+                exchange.fail(_no_room(exc))
+                return
             why = f"{phase} failed: {exc.strerror or exc}".lower()
             exchange.fail(_unreachable(self.name, why, exc, retryable=True))
         except BaseException:
@@ -252,6 +283,17 @@ class Http1Upstream:
             self._serve_line()
 
 
+def _connect_s(exchange: Exchange) -> float:
+    """Seconds that a connection may take to come, by itself or out of the line of those who wait for one."""
+    return _left_s(exchange, exchange.call.deadlines.connect)
+
+
+def _left_s(exchange: Exchange, limit_s: float) -> float:
+    """Seconds that a phase with this limit may take before the whole call is over."""
+    left_s = exchange.due_at - asyncio.get_running_loop().time()
+    return limit_s if limit_s < left_s else max(0.0, left_s)
+
+
 def _read_origin(origin: str) -> tuple[bool, str, int, str]:
     """Whether TLS, the name to connect to, the port, and the authority as the `host` header gives it."""
     hint = "give it as `https://api.anthropic.com` or `http://127.0.0.1:8090`, without path or credentials"
@@ -271,6 +313,18 @@ def _read_origin(origin: str) -> tuple[bool, str, int, str]:
     return is_tls, hostname, port or standard, shown if port in (None, standard) else f"{shown}:{port}"
 
 
+def _no_room(cause: OSError) -> RouterError:
+    """What says nothing of the upstream: this process may open no socket."""
+    error = Overloaded(
+        "the router has no room for another connection",
+        hint="raise the limit of open files (`ulimit -n`)",
+        retryable=True,
+        retry_after_s=1,
+    )
+    error.__cause__ = cause
+    return error
+
+
 def _unreachable(name: str, why: str, cause: BaseException | None, *, retryable: bool) -> RouterError:
     error = UpstreamUnreachable(
         f"no connection to `{name}`: {why}",
@@ -279,13 +333,3 @@ def _unreachable(name: str, why: str, cause: BaseException | None, *, retryable:
     )
     error.__cause__ = cause
     return error
-
-
-def _probe_when_idle(transport: asyncio.BaseTransport) -> None:
-    """Let the kernel find out that the other side has vanished, as a load balancer that forgets idle flows does."""
-    sock = transport.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _KEEP_ALIVE_PROBES:
-        number = getattr(socket, option, None)  # not every system has all three
-        if number is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, number, value)

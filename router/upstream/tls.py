@@ -12,7 +12,8 @@ import ssl
 from typing import cast
 
 from router.errors import InternalError
-from router.upstream.connection import Connection, Pool
+from router.upstream.connection import Connection
+from router.upstream.pool import Pool
 
 
 class SecureConnection(Connection):

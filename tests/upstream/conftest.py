@@ -49,13 +49,16 @@ class Authority:
         self.ca = folder / "ca.pem"
         self._openssl("req", "-x509", *_NEW_KEY, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test authority")
 
-    def sign(self, name: str) -> tuple[Path, Path]:
-        """Certificate and key for `name` in subjectAltName form, such as `DNS:localhost` or `IP:127.0.0.1`."""
-        stem = name.replace(":", "-").replace(".", "-")
+    def sign(self, name: str, days: int = 30) -> tuple[Path, Path]:
+        """Certificate and key for `name` in subjectAltName form, such as `DNS:localhost` or `IP:127.0.0.1`.
+
+        Of -1 days, it ran out yesterday.
+        """
+        stem = f"{name.replace(':', '-').replace('.', '-')}-{days}"
         (self.folder / f"{stem}.ext").write_text(f"subjectAltName={name}\n")
         self._openssl("req", *_NEW_KEY, "-keyout", f"{stem}.key", "-out", f"{stem}.csr", "-subj", "/CN=test")
         issuer = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", f"{stem}.ext")
-        self._openssl("x509", "-req", "-in", f"{stem}.csr", *issuer, "-out", f"{stem}.pem")
+        self._openssl("x509", "-req", "-in", f"{stem}.csr", *issuer, "-days", str(days), "-out", f"{stem}.pem")
         return self.folder / f"{stem}.pem", self.folder / f"{stem}.key"
 
     def sign_self(self) -> tuple[Path, Path]:

@@ -454,3 +454,35 @@ async def test_closing_ends_everything_under_way(until: Until):
             await fetch(upstream)
         await until(lambda: server.open == 0)
         assert not any(upstream.stats()[name] for name in ("open", "idle", "opening", "waiting"))
+
+
+async def test_what_must_not_be_done_twice_has_a_connection_of_its_own():
+    """A kept connection stays for others; where there is no room for another, it makes room (F29)."""
+
+    async def behave(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            peer.send(PLAIN)
+
+    for room, left_open in ((5, 2), (1, 1)):
+        async with raw_upstream(behave) as server:
+            upstream = Http1Upstream(server.origin, max_connections=room)
+            await fetch(upstream)
+            await fetch(upstream, call(is_once=True))
+            assert server.connections == 2
+            assert upstream.stats()["open"] == left_open
+            await upstream.close()
+
+
+async def test_what_must_not_be_done_twice_gets_no_used_connection_out_of_the_line_either():
+    """Nobody can tell whether a used one still carries: it makes room, and those behind are served in order (F29)."""
+    async with raw_upstream(serve_plainly) as server:
+        upstream = Http1Upstream(server.origin, max_connections=1)
+        kinds = [False, True, False, True, True, False]
+        calls = [upstream.start(call(target=b"/%d" % number, is_once=once)) for number, once in enumerate(kinds)]
+        for each in calls:
+            assert await read_all(await each.reply()) == b"hello"
+        assert [request.line.split()[1] for request in server.requests] == [b"/%d" % number for number in range(6)]
+        assert server.connections == 1 + sum(kinds)
+        assert upstream.stats()["open"] == 1
+        await upstream.close()

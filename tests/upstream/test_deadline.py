@@ -124,3 +124,16 @@ def test_a_cancelled_one_never_fires():
     deadline.cancel()
     clock.pass_s(1000)
     assert fired == []
+
+
+def test_no_moment_lies_behind_the_limit():
+    """However often it moves, and while it is held too."""
+    clock = Clock()
+    deadline, fired = deadline_on(clock)
+    deadline.limit(clock.now + 25)
+    for _ in range(24):
+        deadline.expire_in(5)
+        clock.pass_s(1)
+    deadline.hold()
+    clock.pass_s(30)
+    assert fired == [pytest.approx(125, abs=0.01)]

@@ -74,13 +74,14 @@ async def test_large_bodies_pass_both_ways(authority, good):
         await upstream.close()
 
 
-@pytest.mark.parametrize("fault", ["wrong name", "self-signed", "unknown authority"])
+@pytest.mark.parametrize("fault", ["wrong name", "self-signed", "unknown authority", "expired"])
 async def test_a_certificate_that_proves_nothing_is_refused(authority, good, fault: str):
     """Nothing is sent to a stranger, and trying again would not help (F4, S26)."""
     pair = {
         "wrong name": lambda: authority.sign("DNS:other.example"),
         "self-signed": authority.sign_self,
         "unknown authority": lambda: good,
+        "expired": lambda: authority.sign("IP:127.0.0.1", days=-1),
     }[fault]()
     trusted = None if fault == "unknown authority" else str(authority.ca)
     async with raw_upstream(serve_plainly, ssl_context=server_context(pair)) as server:
@@ -101,6 +102,16 @@ async def test_a_handshake_that_stalls_ends_at_its_deadline():
         with pytest.raises(UpstreamUnreachable, match="TLS handshake took over") as caught:
             await fetch(upstream, call(deadlines=Deadlines(tls=0.05)))
         assert caught.value.retryable
+        await upstream.close()
+
+
+async def test_a_handshake_does_not_outlast_the_call():
+    """What is left of the total limit bounds each phase, behind the one before it too."""
+    async with raw_upstream(lambda peer: peer.closed()) as server:
+        upstream = Http1Upstream(server.origin.replace("http:", "https:"))
+        async with asyncio.timeout(2):
+            with pytest.raises(UpstreamUnreachable, match=r"TLS handshake took over 0\.\d+ s"):
+                await fetch(upstream, call(deadlines=Deadlines(tls=5.0, total=0.1)))
         await upstream.close()
 
 
