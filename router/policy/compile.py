@@ -20,7 +20,20 @@ from router.policy.operators import Check
 from router.policy.reach import Domains, covers, domains, never_holds
 from router.policy.source import Diagnostic, Node, Source
 from router.policy.words import near
-from router.policy.written import CacheDirective, Lane, LaneEntry, Lanes, Policy, Rule, Stick, Swap
+from router.policy.written import (
+    NO_RETRY,
+    OWN_TIMEOUTS,
+    CacheDirective,
+    Lane,
+    LaneEntry,
+    Lanes,
+    Policy,
+    Retry,
+    Rule,
+    Stick,
+    Swap,
+    Timeouts,
+)
 from router.usage import Tokens, Usage
 
 AS_ASKED_LANE = Lane(AS_ASKED, None)
@@ -54,8 +67,8 @@ class CompiledRule:
     weights: tuple[int, ...]
     offers: tuple[Lane, ...] = ()
     deny: str | None = None
-    retries: int = 0
-    timeout_s: float | None = None
+    retry: Retry = NO_RETRY
+    timeouts: Timeouts = OWN_TIMEOUTS
     cache: CacheDirective | None = None
     swap: Swap = "strict"
     edits: tuple[str, ...] = ()
@@ -263,8 +276,8 @@ def _compile_rule(
         weights=weights,
         offers=_offers(outcomes),
         deny=rule.deny,
-        retries=rule.retries,
-        timeout_s=rule.timeout_s,
+        retry=rule.retry,
+        timeouts=rule.timeouts,
         cache=rule.cache,
         swap=rule.swap,
         edits=rule.edits,

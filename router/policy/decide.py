@@ -15,7 +15,7 @@ from router.facts.inspect import Facts
 from router.policy.compile import CompiledPolicy, CompiledRule, Outcome
 from router.policy.conditions import LABELLED, Clause
 from router.policy.operators import getter
-from router.policy.written import CacheDirective, Lane, Stick, Swap
+from router.policy.written import CacheDirective, Lane, Retry, Stick, Swap, Timeouts
 
 _MOST_KEPT = 4096  # decisions remembered per policy
 
@@ -26,7 +26,7 @@ class Decision:
 
     `route` is never empty: the first lane is tried first, the rest are fallbacks. `offers` are all lanes that the rule
     names (more than the route where it splits): a client may choose among them. `deny` is a message for the client,
-    and then nothing is sent. `timeout_s` is the longest wait for a first byte. `edits` are the edits that may be made
+    and then nothing is sent. `edits` are the edits that may be made
     to the request so that a lane takes it. `turns` is how soon `stick: economic` must earn back a switch. `why` has one
     sentence per rule reached, the deciding one last.
     """
@@ -37,8 +37,8 @@ class Decision:
     route: tuple[Lane, ...]
     offers: tuple[Lane, ...]
     cache: CacheDirective | None
-    retries: int
-    timeout_s: float | None
+    retry: Retry
+    timeouts: Timeouts
     swap: Swap
     edits: tuple[str, ...]
     stick: Stick
@@ -100,8 +100,8 @@ def _decision(policy: CompiledPolicy, rule: CompiledRule, facts: Facts, why: lis
             route=outcome.route,
             offers=rule.offers,
             cache=rule.cache,
-            retries=rule.retries,
-            timeout_s=rule.timeout_s,
+            retry=rule.retry,
+            timeouts=rule.timeouts,
             swap=rule.swap,
             edits=rule.edits,
             stick=rule.stick,

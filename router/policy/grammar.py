@@ -25,12 +25,13 @@ MIN_CACHE_S = 0.001  # of both: clocks and stores count no finer
 Shape = Literal[
     "version", "name", "text", "texts", "rules", "tests", "lanes", "lane", "model", "route", "weights", "condition",
     "cache", "duration", "size", "count", "swap", "stick", "scope", "request", "given", "expect",
-    "economic", "turns", "edits", "temperature", "flag",
+    "economic", "turns", "edits", "temperature", "flag", "retry", "timeout", "on_timeout",
 ]  # fmt: skip
 
 SWAP = ("strict", "adapt")
 STICK = ("conversation", "economic", "move", "none")
 SCOPE = ("tenant", "shared")
+ON_TIMEOUT = ("stop", "fallback")
 DEFAULT_TURNS = 5  # within which `stick: economic` must earn back what a switch costs
 MAX_TURNS = 1000
 
@@ -60,8 +61,10 @@ RULE_KEYS = (
     KeySpec("route", "route", "A lane, a list of lanes (the first is tried first, then the next), or `as-asked`."),
     KeySpec("split", "weights", "Lanes with weights instead of `route`; a conversation always falls on the same lane."),
     KeySpec("deny", "text", "Refuse the request with this message instead of routing it."),
-    KeySpec("retry", "count", "How often one lane is tried again before the next one; 0 to 5, default 0."),
-    KeySpec("timeout", "duration", "Longest wait for the first byte of an answer, such as `30s`."),
+    KeySpec("retry", "retry", "How often a lane that refused is asked again, all lanes of a request together; 0 to 5, "
+            "default 0. Or `{times: 2, on_timeout: fallback}`."),
+    KeySpec("timeout", "timeout", "Longest wait for the first byte of an answer, such as `30s`; or by phase, "
+            "`{connect: 1s, first_byte: 30s, idle: 60s, total: 5m}`."),
     KeySpec("cache", "cache", "Keep and replay complete answers; left out, nothing is cached."),
     KeySpec("swap", "swap", "When the lane's model would refuse the request: `strict` (default) takes the next lane, "
             "`adapt` may make every edit of the docs, `{adapt: [max_tokens, effort]}` only these."),
@@ -82,6 +85,19 @@ CACHE_KEYS = (
     KeySpec("coalesce", "flag", "`true` (default): identical requests in flight share one upstream call; `false`: each "
             "makes its own."),
 )  # fmt: skip
+
+RETRY_KEYS = (
+    KeySpec("times", "count", "How often a lane that refused is asked again; 0 to 5, default 0."),
+    KeySpec("on_timeout", "on_timeout", "`stop` (default): a lane that did not answer in time ends the request; "
+            "`fallback`: the next lane is asked, and both may charge."),
+)  # fmt: skip
+TIMEOUT_KEYS = (
+    KeySpec("connect", "duration", "Longest time until a connection is made, and as much again for TLS."),
+    KeySpec("first_byte", "duration", "Longest wait for the first byte of an answer."),
+    KeySpec("idle", "duration", "Longest silence inside an answer; a `ping` is no silence."),
+    KeySpec("total", "duration", "Longest time for all of a request, retries and fallbacks included."),
+)
+
 # A number like a fact of that kind, 0 to 1. Conditions have no such fact: it is the language's only outside of `when`.
 TEMPERATURE = FactSpec("when_temperature", "number", "the request's `temperature`")
 

@@ -169,7 +169,7 @@ class PolicyHistory:
             shutil.rmtree(made, ignore_errors=True)
 
     def _write_meta(self, place: Path, revision: str, how: How, files: Mapping[str, bytes]) -> None:
-        meta = json.dumps({"revision": revision, "taken_at": round(self._now(), 3), "how": how, "files": sorted(files)})
+        meta = json.dumps({"revision": revision, "taken_at": round(self._now(), 6), "how": how, "files": sorted(files)})
         path = self._unfinished()
         try:
             _write_file(path, meta.encode())

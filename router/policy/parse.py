@@ -7,8 +7,6 @@ weights) come out in their units.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-from unicodedata import category
 
 from router.policy.conditions import number_comparisons
 from router.policy.grammar import (
@@ -28,9 +26,11 @@ from router.policy.grammar import (
     MAX_TURNS,
     MAX_WEIGHT,
     MIN_CACHE_S,
+    ON_TIMEOUT,
     OTHERWISE,
     POLICY_KEYS,
     RESERVED_LANES,
+    RETRY_KEYS,
     RULE_KEYS,
     SCOPE,
     STICK,
@@ -39,15 +39,26 @@ from router.policy.grammar import (
     SWAP_KEYS,
     TEMPERATURE,
     TEST_KEYS,
-    VERSION,
-    KeySpec,
+    TIMEOUT_KEYS,
 )
+from router.policy.reader import Reader
 from router.policy.source import Node, Source
 from router.policy.temperature import Temperatures
-from router.policy.words import duration_s, is_name, near, seen, shown, size_bytes
-from router.policy.written import CacheDirective, LaneEntry, Lanes, Policy, Rule, Stick, Swap, Test
-
-_CONTROLS = ("Cc", "Zl", "Zp")  # of Unicode: control characters, separators of lines and paragraphs
+from router.policy.words import duration_s, is_name, near, seen, size_bytes
+from router.policy.written import (
+    NO_RETRY,
+    OWN_TIMEOUTS,
+    CacheDirective,
+    LaneEntry,
+    Lanes,
+    Policy,
+    Retry,
+    Rule,
+    Stick,
+    Swap,
+    Test,
+    Timeouts,
+)
 
 
 def parse_policy(name: str, source: Source) -> Policy | None:
@@ -107,92 +118,13 @@ def _naming(name: str, reserved: Sequence[str]) -> str:
     return "lower case letters, digits, `-`, `_` and `.`, at most 64 of them"
 
 
-class _Reader:
-    """Takes values of given shapes from the nodes of one source; what has another shape is reported and left out."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    def keys(self, node: Node | None, table: Sequence[KeySpec], what: str) -> dict[str, Node] | None:
-        """The entries of a mapping whose keys `table` declares; None (reported) when it is not a mapping."""
-        if node is None:
-            return None
-        if node.kind != "map":
-            self._source.report(node, f"{what} must be a mapping, this is {seen(node)}")
-            return None
-        names = [spec.name for spec in table]
-        found: dict[str, Node] = {}
-        for key, value in node.pairs():
-            if key.value not in names:
-                hint = near(key.value, names, f"{what} takes {', '.join(f'`{name}`' for name in names)}")
-                self._source.report(key, f"unknown key `{key.value[:60]}` in {what}", hint)
-            elif value.kind == "null":
-                is_required = any(spec.name == key.value and spec.is_required for spec in table)
-                hint = "give it one" if is_required else "give it one or take the key out"
-                self._source.report(key, f"`{key.value}` of {what} has no value", hint)
-                found.pop(key.value, None)
-            else:
-                found[key.value] = value
-        written = {key.value for key, _ in node.pairs()}
-        for spec in table:
-            if spec.is_required and spec.name not in written:
-                self._source.report(
-                    node, f"{what} has no `{spec.name}`", spec.meaning[0].lower() + spec.meaning[1:].rstrip(".")
-                )
-        return found
-
-    def items(self, node: Node | None, what: str, limit: int) -> tuple[Node, ...]:
-        """The items of a list; nothing (reported) when it is another thing or too long."""
-        if node is None:
-            return ()
-        if node.kind != "list":
-            self._source.report(node, f"`{what}` must be a list, this is {seen(node)}", "begin each entry with `- `")
-            return ()
-        if len(node.value) > limit:
-            self._source.report(node, f"{len(node.value):,} {what}, at most {limit:,} are taken")
-            return ()
-        return tuple(node.value)
-
-    def version(self, node: Node | None) -> None:
-        if node is not None and (node.kind != "integer" or node.value != VERSION):
-            self._source.report(
-                node, f"version `{shown(node)}` is not known", f"this router reads `version: {VERSION}`, without quotes"
-            )
-
-    def text(self, node: Node, what: str) -> str | None:
-        if node.kind == "text" and node.value.strip():
-            return str(node.value)
-        self._source.report(
-            node,
-            f"{what} must be a text, this is {seen(node)}",
-            "quote it" if node.kind in ("integer", "number", "flag") else "",
-        )
-        return None
-
-    def line(self, node: Node, what: str) -> str | None:
-        """A text that goes into headers, logs and lines of reports: no line breaks, no other control characters."""
-        text = self.text(node, what)
-        odd = next((char for char in text or "" if category(char) in _CONTROLS), None)
-        if odd is None:
-            return text
-        hint = "a block scalar that ends in `-`, as in `>-`, is one line" if odd == "\n" else "take it out"
-        self._source.report(node, f"{what} holds the control character U+{ord(odd):04X}", hint)
-        return None
-
-    def choice(self, node: Node | None, what: str, choices: tuple[str, ...]) -> Any:
-        """One of `choices`; the first of them when nothing or another thing stands there."""
-        if node is None:
-            return choices[0]
-        if node.value not in choices:
-            listed = " or ".join(f"`{choice}`" for choice in choices)
-            self._source.report(node, f"{what} must be {listed}, this is {seen(node)}", near(str(node.value), choices))
-            return choices[0]
-        return node.value
+class _Reader(Reader):
+    """Reads rules, tests and what they are made of."""
 
     def route(self, node: Node, what: str) -> tuple[Node, ...]:
         """The lane names of a route: one text or a list of texts."""
         if node.kind == "list" and not node.value:
-            self._source.report(node, f"{what} names no lane", "name one, or write `as-asked`")
+            self.source.report(node, f"{what} names no lane", "name one, or write `as-asked`")
             return ()
         nodes = node.value if node.kind == "list" else (node,)
         return tuple(item for item in nodes if self.text(item, f"a lane of {what}") is not None)
@@ -205,18 +137,14 @@ class _Reader:
         if keys is None:
             return None
         if "name" in keys and (not is_name(name) or name == OTHERWISE):
-            self._source.report(
+            self.source.report(
                 keys["name"], f"a rule cannot be called {seen(keys['name'])}", _naming(name, (OTHERWISE,))
             )
         ends = [key for key in ("route", "split", "deny") if key in keys]
         if len(ends) > 1:
-            self._source.report(keys[ends[1]], f"{what} has both `{ends[0]}` and `{ends[1]}`", "keep one of them")
+            self.source.report(keys[ends[1]], f"{what} has both `{ends[0]}` and `{ends[1]}`", "keep one of them")
         elif not ends and not any(key.value in ("route", "split", "deny") for key, _ in node.pairs()):
-            self._source.report(node, f"{what} does not say where to go", "add `route`, `split` or `deny`")
-        retry, timeout = keys.get("retry"), keys.get("timeout")
-        if retry is not None and (retry.kind != "integer" or not 0 <= retry.value <= MAX_RETRIES):
-            self._source.report(retry, f"`retry` of {what} must be 0 to {MAX_RETRIES}, this is {seen(retry)}")
-            retry = None
+            self.source.report(node, f"{what} does not say where to go", "add `route`, `split` or `deny`")
         deny = keys.get("deny")
         swap, edits = self.swap(keys.get("swap"), what)
         stick, turns = self.stick(keys.get("stick"), what)
@@ -227,8 +155,8 @@ class _Reader:
             route=self.route(keys["route"], what) if "route" in keys else (),
             split=self.weights(keys["split"], what) if "split" in keys else (),
             deny=self.line(deny, f"`deny` of {what}") if deny is not None else None,
-            retries=retry.value if retry is not None else 0,
-            timeout_s=self.duration(timeout, f"`timeout` of {what}") if timeout is not None else None,
+            retry=self.retry(keys.get("retry"), what),
+            timeouts=self.timeouts(keys.get("timeout"), what),
             cache=self.cache(keys["cache"], what) if "cache" in keys else None,
             swap=swap,
             edits=edits,
@@ -237,11 +165,40 @@ class _Reader:
             tags=self.texts(keys.get("tags"), f"`tags` of {what}"),
         )
 
-    def texts(self, node: Node | None, what: str) -> tuple[str, ...]:
+    def retry(self, node: Node | None, what: str) -> Retry:
+        """A number, or `{times: N, on_timeout: WORD}`."""
+        if node is None or node.kind != "map":
+            return Retry(self.times(node, f"`retry` of {what}"))
+        keys = self.keys(node, RETRY_KEYS, f"`retry` of {what}")
+        if keys is not None and not node.value:
+            self.source.report(node, f"`retry` of {what} says nothing", "retry: {times: 2, on_timeout: fallback}")
+        if not keys:
+            return NO_RETRY
+        return Retry(
+            self.times(keys.get("times"), f"`times` of {what}"),
+            self.choice(keys.get("on_timeout"), f"`on_timeout` of {what}", ON_TIMEOUT),
+        )
+
+    def times(self, node: Node | None, what: str) -> int:
+        """How many retries; none when another thing stands there."""
         if node is None:
-            return ()
-        nodes = node.value if node.kind == "list" else (node,)
-        return tuple(text for item in nodes if (text := self.line(item, f"an entry of {what}")) is not None)
+            return 0
+        if node.kind != "integer" or not 0 <= node.value <= MAX_RETRIES:
+            self.source.report(node, f"{what} must be 0 to {MAX_RETRIES}, this is {seen(node)}")
+            return 0
+        return int(node.value)
+
+    def timeouts(self, node: Node | None, what: str) -> Timeouts:
+        """A duration, which is that of the first byte, or durations by phase."""
+        if node is None:
+            return OWN_TIMEOUTS
+        if node.kind != "map":
+            return Timeouts(first_byte_s=self.duration(node, f"`timeout` of {what}"))
+        keys = self.keys(node, TIMEOUT_KEYS, f"`timeout` of {what}")
+        if keys is not None and not node.value:
+            self.source.report(node, f"`timeout` of {what} names no phase", "timeout: {first_byte: 30s, total: 5m}")
+        found = {f"{name}_s": self.duration(each, f"`{name}` of {what}") for name, each in (keys or {}).items()}
+        return Timeouts(**found)
 
     def swap(self, node: Node | None, what: str) -> tuple[Swap, tuple[str, ...]]:
         """`strict`, `adapt` (every edit), or `{adapt: [names]}` (only these)."""
@@ -253,12 +210,12 @@ class _Reader:
             return "strict", ()
         listed = keys["adapt"]
         if listed.kind == "list" and not listed.value:
-            self._source.report(listed, f"`adapt` of {what} names no edit", "write `swap: strict`, or name one")
+            self.source.report(listed, f"`adapt` of {what} names no edit", "write `swap: strict`, or name one")
         items = listed.value if listed.kind == "list" else (listed,)
         for item in items:
             if item.value not in EDIT_NAMES:
                 hint = near(str(item.value), EDIT_NAMES, f"edits: {', '.join(EDIT_NAMES)}")
-                self._source.report(item, f"`swap` of {what} names {seen(item)}, which is no edit", hint)
+                self.source.report(item, f"`swap` of {what} names {seen(item)}, which is no edit", hint)
         return "adapt", tuple(name for name in EDIT_NAMES if name in {item.value for item in items})
 
     def stick(self, node: Node | None, what: str) -> tuple[Stick, int]:
@@ -273,13 +230,13 @@ class _Reader:
         if turns is None:
             return "economic", DEFAULT_TURNS
         if turns.kind != "integer" or not 1 <= turns.value <= MAX_TURNS:
-            self._source.report(turns, f"`turns` of {what} must be 1 to {MAX_TURNS}, this is {seen(turns)}")
+            self.source.report(turns, f"`turns` of {what} must be 1 to {MAX_TURNS}, this is {seen(turns)}")
             return "economic", DEFAULT_TURNS
         return "economic", turns.value
 
     def weights(self, node: Node, what: str) -> tuple[tuple[Node, int], ...]:
         if node.kind != "map" or not node.value:
-            self._source.report(
+            self.source.report(
                 node, f"`split` of {what} must give lanes their weights", "split: {haiku: 90, sonnet: 10}"
             )
             return ()
@@ -288,18 +245,10 @@ class _Reader:
             if value.kind != "integer" or not 0 < value.value <= MAX_WEIGHT:
                 hint = "a lane that gets nothing is left out; weights need not add up to 100"
                 bounds = f"a whole number from 1 to {MAX_WEIGHT}"
-                self._source.report(value, f"weight of `{key.value}` must be {bounds}, this is {seen(value)}", hint)
+                self.source.report(value, f"weight of `{key.value}` must be {bounds}, this is {seen(value)}", hint)
             else:
                 weights.append((key, value.value))
         return tuple(weights)
-
-    def duration(self, node: Node, what: str) -> float | None:
-        seconds = duration_s(node.value)
-        if seconds is None:
-            self._source.report(
-                node, f"{what} must be a duration, this is {seen(node)}", "such as `500ms`, `30s`, `5m`, `1h` or `7d`"
-            )
-        return seconds
 
     def cache(self, node: Node, what: str) -> CacheDirective | None:
         keys = self.keys(node, CACHE_KEYS, f"`cache` of {what}")
@@ -307,7 +256,7 @@ class _Reader:
             return None
         ttl_s = self.duration(keys["ttl"], f"`ttl` of {what}") if "ttl" in keys else None
         if ttl_s is not None and not MIN_CACHE_S <= ttl_s <= MAX_TTL_S:
-            self._source.report(
+            self.source.report(
                 keys["ttl"],
                 f"`ttl` of {what} must be `1ms` to `30d`, this is {seen(keys['ttl'])}",
                 "a cache that processes share keeps an answer for 30 days at most"
@@ -317,7 +266,7 @@ class _Reader:
         largest = keys.get("max_bytes")
         max_bytes = size_bytes(largest.value) if largest is not None else 1_000_000
         if largest is not None and (max_bytes is None or max_bytes > MAX_CACHE_BYTES):
-            self._source.report(
+            self.source.report(
                 largest, f"`max_bytes` of {what} must be a size up to 64MiB, this is {seen(largest)}", "such as `1MB`"
             )
         directive = CacheDirective(
@@ -334,28 +283,19 @@ class _Reader:
         """The comparisons of `when_temperature`, with the operators and in the words of conditions."""
         if node is None:
             return None
-        compared = number_comparisons(TEMPERATURE, node, self._source, f"`cache` of {what}")
+        compared = number_comparisons(TEMPERATURE, node, self.source, f"`cache` of {what}")
         found = Temperatures.of((operator, operand) for operator, operand, _ in compared)
         if found.is_empty():
             hint = "no temperature from 0 to 1 is like that: nothing would be cached"
-            self._source.report(node, f"`{TEMPERATURE.name}` of {what} can never hold", hint)
+            self.source.report(node, f"`{TEMPERATURE.name}` of {what} can never hold", hint)
         return found if compared else None
 
     def pace(self, node: Node | None, what: str) -> float:
         pace_s = duration_s(node.value) if node is not None else None
         if node is not None and (pace_s is None or not MIN_CACHE_S <= pace_s <= MAX_PACE_S):
             hint = "such as `20ms`; left out, a replay is sent at once"
-            self._source.report(node, f"`pace` of {what} must be `1ms` to `1s`, this is {seen(node)}", hint)
+            self.source.report(node, f"`pace` of {what} must be `1ms` to `1s`, this is {seen(node)}", hint)
         return pace_s or 0.0
-
-    def flag(self, node: Node | None, what: str, *, otherwise: bool) -> bool:
-        if node is None:
-            return otherwise
-        if node.kind != "flag":
-            hint = "take the quotes away" if node.value in ("true", "false") else ""
-            self._source.report(node, f"{what} must be `true` or `false`, this is {seen(node)}", hint)
-            return otherwise
-        return node.value is True
 
     def test(self, node: Node) -> Test | None:
         keys = self.keys(node, TEST_KEYS, "a test")
@@ -364,13 +304,13 @@ class _Reader:
         name = self.line(keys["name"], "`name` of a test") if "name" in keys else None
         what = f"test `{name}`" if name else "a test"
         if ("request" in keys) == ("given" in keys):
-            self._source.report(node, f"{what} must have either `request` or `given`")
+            self.source.report(node, f"{what} must have either `request` or `given`")
         for key in ("request", "given"):
             if key in keys and keys[key].kind != "map":
-                self._source.report(keys.pop(key), f"`{key}` of {what} must be a mapping")
+                self.source.report(keys.pop(key), f"`{key}` of {what} must be a mapping")
         expect = self.keys(keys.get("expect"), EXPECT_KEYS, f"`expect` of {what}")
         if expect is not None and not expect:
-            self._source.report(keys["expect"], f"{what} expects nothing", "expect: {rule: …, lane: …}")
+            self.source.report(keys["expect"], f"{what} expects nothing", "expect: {rule: …, lane: …}")
         if expect is None or ("request" in keys) == ("given" in keys):
             return None
         return Test(name or "", node, keys.get("request"), keys.get("given"), expect.get("rule"), expect.get("lane"))

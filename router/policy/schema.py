@@ -25,8 +25,10 @@ from router.policy.grammar import (
     MAX_WEIGHT,
     NAME_PATTERN,
     NEVER_ABSENT,
+    ON_TIMEOUT,
     OPERATORS,
     POLICY_KEYS,
+    RETRY_KEYS,
     RULE_KEYS,
     SCOPE,
     STICK,
@@ -35,6 +37,7 @@ from router.policy.grammar import (
     SWAP_KEYS,
     TEMPERATURE,
     TEST_KEYS,
+    TIMEOUT_KEYS,
     VERSION,
     KeySpec,
     OperatorSpec,
@@ -105,11 +108,16 @@ def _shape(spec: KeySpec) -> Schema:
         "flag": {"type": "boolean"},
         "temperature": _fact(TEMPERATURE),
         "scope": {"enum": list(SCOPE)},
+        "on_timeout": {"enum": list(ON_TIMEOUT)},
         "request": {"type": "object", "required": ["model", "messages"]},
     }
     tables: dict[str, Sequence[KeySpec]] = {"cache": CACHE_KEYS, "expect": EXPECT_KEYS, "economic": ECONOMIC_KEYS}
     lists: dict[str, tuple[Sequence[KeySpec], int]] = {"rules": (RULE_KEYS, MAX_RULES), "tests": (TEST_KEYS, MAX_TESTS)}
     words_or_table = {"swap": (SWAP, SWAP_KEYS), "stick": (STICK, STICK_KEYS)}
+    value_or_table = {"retry": ("count", RETRY_KEYS), "timeout": ("duration", TIMEOUT_KEYS)}
+    if spec.shape in value_or_table:
+        value, keys = value_or_table[spec.shape]
+        return {"anyOf": [shapes[value], {**_mapping(keys), "minProperties": 1}]}
     if spec.shape in words_or_table:
         words, written_out = words_or_table[spec.shape]
         return {"anyOf": [{"enum": list(words)}, _mapping(written_out)]}

@@ -10,6 +10,7 @@ from router.policy.temperature import Temperatures
 
 Swap = Literal["strict", "adapt"]
 Stick = Literal["conversation", "economic", "move", "none"]
+OnTimeout = Literal["stop", "fallback"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,32 @@ class CacheDirective:
 
 
 @dataclass(frozen=True, slots=True)
+class Retry:
+    """What a rule says of further attempts: `times` that a lane may be asked again, all lanes of a request together.
+
+    `on_timeout` is what follows when a lane did not begin its answer in time: `stop`, or `fallback` to the next lane,
+    although the first one may have charged too.
+    """
+
+    times: int = 0
+    on_timeout: OnTimeout = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds that a rule gives the phases of a call; None: as long as the router's own limit is."""
+
+    connect_s: float | None = None
+    first_byte_s: float | None = None
+    idle_s: float | None = None
+    total_s: float | None = None
+
+
+NO_RETRY = Retry()
+OWN_TIMEOUTS = Timeouts()
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """One rule as written; exactly one of `route`, `split` and `deny` is filled.
 
@@ -51,8 +78,8 @@ class Rule:
     route: tuple[Node, ...]
     split: tuple[tuple[Node, int], ...]
     deny: str | None
-    retries: int
-    timeout_s: float | None
+    retry: Retry
+    timeouts: Timeouts
     cache: CacheDirective | None
     swap: Swap
     edits: tuple[str, ...]

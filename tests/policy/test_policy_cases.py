@@ -9,6 +9,7 @@ than `default`; `needs_label: true` says that the policy asks for a label before
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,10 @@ def as_written(decision: Decision, key: str) -> object:
         return [lane.name for lane in decision.route]
     if key == "cache":
         return decision.cache and directive_as_written(decision.cache)
+    if key == "retry":
+        return asdict(decision.retry)
+    if key == "timeouts":
+        return {name: value for name, value in asdict(decision.timeouts).items() if value is not None}
     value = getattr(decision, key)
     return list(value) if isinstance(value, tuple) else value
 

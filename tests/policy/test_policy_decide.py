@@ -21,6 +21,7 @@ from router.policy.check import compile_folder
 from router.policy.compile import CompiledPolicy, CompiledRule
 from router.policy.decide import NEEDS_LABEL, Decision, decide, explain
 from router.policy.store import read_folder
+from router.policy.written import NO_RETRY, OWN_TIMEOUTS
 from router.swap.check import can_serve
 from router.wire.messages import MessagesRequest, read_request
 
@@ -72,7 +73,7 @@ def test_a_decision_says_all_of_its_rule(compiled: Compile) -> None:
     assert one is other
     assert (one.policy, one.revision, one.rule) == ("default", policy.revision, "easy")
     assert [lane.model for lane in one.route] == ["claude-haiku-5-5"]
-    assert (one.cache, one.retries, one.timeout_s, one.deny, one.tags) == (None, 0, None, None, ())
+    assert (one.cache, one.retry, one.timeouts, one.deny, one.tags) == (None, NO_RETRY, OWN_TIMEOUTS, None, ())
 
 
 def test_an_expensive_fact_is_worked_out_only_when_a_rule_reaches_it(compiled: Compile, catalog: Catalog) -> None:

@@ -19,21 +19,27 @@ from router.policy.grammar import (
     CACHE_KEYS,
     DEFAULT_TURNS,
     LANES_FILE_KEYS,
+    ON_TIMEOUT,
     OPERATORS,
     POLICY_KEYS,
+    RETRY_KEYS,
     RULE_KEYS,
     STICK,
     SWAP,
     TEST_KEYS,
+    TIMEOUT_KEYS,
 )
 from router.policy.parse import parse_policy
 from router.policy.source import read_source, render
+from router.policy.written import Retry, Timeouts
+from router.seams import Deadlines
 from router.settings import Settings
 from router.swap.edits import EDITS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "policies.md").read_text(encoding="utf-8")
 CACHING = PAGE.partition("\n## Caching answers")[2].partition("\n## ")[0]
+LIMITS = PAGE.partition("\n## Retries and time limits")[2].partition("\n## ")[0]
 KEYS = {spec.name for table in (POLICY_KEYS, RULE_KEYS, TEST_KEYS, LANES_FILE_KEYS) for spec in table}
 
 
@@ -75,7 +81,32 @@ def test_the_policy_of_the_page_about_caching_is_taken() -> None:
     assert (cache.ttl_s, cache.pace_s, cache.is_coalescing) == (3600.0, 0.02, True)
 
 
-@pytest.mark.parametrize("word", [*STICK, *SWAP])
+@pytest.mark.parametrize("key", [spec.name for spec in (*RETRY_KEYS, *TIMEOUT_KEYS)])
+def test_every_key_of_retry_and_timeout_has_its_row(key: str) -> None:
+    """With what it means and what holds when it is left out."""
+    assert f"| `{key}` |" in LIMITS
+
+
+def test_the_policy_of_the_page_about_time_limits_is_taken() -> None:
+    """Its example is a rule, and means what its tables say."""
+    example = dedent(LIMITS.split("\n\n")[1])
+    source = read_source("default.yaml", f"version: 1\nrules:\n{example}\notherwise: as-asked\n".encode())
+    policy = parse_policy("default", source)
+    assert render(source.diagnostics) == ""
+    assert policy is not None
+    assert policy.rules[0].retry == Retry(1, "fallback")
+    assert policy.rules[0].timeouts == Timeouts(1.0, 20.0, 60.0, 600.0)
+
+
+def test_the_defaults_of_the_time_limits_are_those_of_the_router() -> None:
+    """The last column of the table."""
+    own = Deadlines()
+    assert (own.connect, own.tls, own.first_byte, own.idle, own.total) == (2, 5, 600, 300, 3600)
+    for shown in ("| `2s`, TLS `5s` |", "| `10m` |", "| `5m` |", "| `1h` |"):
+        assert shown in LIMITS
+
+
+@pytest.mark.parametrize("word", [*STICK, *SWAP, *ON_TIMEOUT])
 def test_every_word_of_stick_and_swap_is_explained(word: str) -> None:
     """A value that may be written is a value that can be looked up."""
     assert f"`{word}`" in PAGE
