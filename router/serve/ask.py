@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -10,8 +10,9 @@ import orjson
 
 from router.affinity.thinking import answered_signatures
 from router.errors import ClientGone, UpstreamBroken, UpstreamTimeout, error_body
+from router.policy.written import NO_RETRY, OWN_TIMEOUTS, Timeouts
 from router.seams import Deadlines, UpstreamCall
-from router.serve.attempts import Answer, Target, walk
+from router.serve.attempts import Answer, Means, Target, walk
 from router.serve.conversation import remember
 from router.serve.exchange import Exchange
 from router.serve.headers import RawHeaders, downstream_headers, first, header_value, with_trace_context
@@ -19,7 +20,7 @@ from router.serve.ledger import book
 from router.serve.parts import Answered, Parts
 from router.serve.plan import Plan
 from router.serve.relay import RawRelay, StreamRelay, collect
-from router.usage import UsageMeter
+from router.usage import Usage, UsageMeter
 
 MAX_PLAIN_ANSWER = 32 * 1024 * 1024  # bytes of a plain answer held to be metered; a larger one is passed on unmetered
 
@@ -42,6 +43,8 @@ class Asker:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        # Counts of tokens are answered elsewhere than messages: they say nothing of a lane, and earn no retries.
+        self._means_of_counts = Means(parts.means.upstream, parts.means.jitter)
 
     async def attempt(
         self,
@@ -51,20 +54,24 @@ class Asker:
         is_counting: bool = False,
         on_fallback: Callable[[], None] | None = None,
     ) -> Answer:
-        """Walk the route of the plan; see `walk`. A count is not retried. `on_fallback` is told of the second lane."""
+        """Walk the route of the plan; see `walk`. A count is not retried, and goes by no breaker.
 
-        def fallbacks() -> Iterator[Target]:
-            if on_fallback is not None:
+        `on_fallback` is told when a lane behind the first is asked, before it is.
+        """
+
+        def call_for(target: Target) -> UpstreamCall:
+            if on_fallback is not None and target is not plan.primary:
                 on_fallback()
-            yield from plan.fallbacks
+            return self._call(exchange, plan, target)
 
+        total_s = plan.decision.timeouts.total_s
         return await walk(
             exchange,
-            self._parts.upstream,
-            chain((plan.primary,), fallbacks()),
-            0 if is_counting else plan.decision.retries,
-            lambda target: self._call(exchange, plan, target),
-            self._parts.jitter,
+            self._means_of_counts if is_counting else self._parts.means,
+            chain((plan.primary,), plan.fallbacks),
+            call_for,
+            NO_RETRY if is_counting else plan.decision.retry,
+            self._parts.deadlines.total if total_s is None else total_s,
         )
 
     async def receive(self, exchange: Exchange, plan: Plan, answer: Answer) -> Answered:
@@ -82,7 +89,7 @@ class Asker:
         if reply is not None and answer.status < 300 and kind.startswith(b"text/event-stream"):
             exchange.watch.during(reply.abort)
             stream = StreamRelay(exchange, reply, answer.attempt, meter)
-            stream.on_stop = lambda signatures: self._remember(exchange, plan, meter, signatures)
+            stream.on_stop = lambda signatures: self._remember(exchange, plan, meter.usage(), meter.model, signatures)
             return Answered(
                 answer.status,
                 _without_length(headers),  # an error event may have to follow
@@ -99,10 +106,12 @@ class Asker:
         payload = json_object(body)
         if payload is None:
             answer.attempt.outcome = "broken"
+            answer.failed_late(self._parts.means)
             raise UpstreamBroken(f"the upstream answered {answer.status} with a body that is not a JSON object")
         meter.message(payload)
         self._meter(exchange, answer, meter)
-        self._remember(exchange, plan, meter, answered_signatures(payload.get("content")))
+        signatures = answered_signatures(payload.get("content"))
+        self._remember(exchange, plan, exchange.trace.usage, meter.model, signatures)
         return Answered(answer.status, headers, body, is_plain=True, is_message=True)
 
     def head(self, exchange: Exchange, answer: Answer) -> RawHeaders:
@@ -132,9 +141,11 @@ class Asker:
             body, is_whole = await collect(exchange, answer.reply, MAX_PLAIN_ANSWER)
         except UpstreamTimeout:
             answer.attempt.outcome = "timeout"
+            answer.failed_late(self._parts.means)
             raise
         except UpstreamBroken:
             answer.attempt.outcome = "broken"
+            answer.failed_late(self._parts.means)
             raise
         except ClientGone:
             answer.attempt.outcome = "client_closed"
@@ -172,9 +183,9 @@ class Asker:
 
     def _call(self, exchange: Exchange, plan: Plan, target: Target) -> UpstreamCall:
         incoming = exchange.incoming
-        deadlines = self._parts.deadlines
-        if plan.decision.timeout_s is not None:
-            deadlines = Deadlines(deadlines.connect, deadlines.tls, plan.decision.timeout_s, deadlines.idle)
+        deadlines, timeouts = self._parts.deadlines, plan.decision.timeouts
+        if timeouts is not OWN_TIMEOUTS or len(exchange.trace.attempts) > 1:
+            deadlines = _deadlines(deadlines, timeouts, exchange.clock.now_s())
         return UpstreamCall(
             "POST",
             incoming.target,
@@ -191,11 +202,30 @@ class Asker:
         trace.model_answered, trace.stop_reason = meter.model, meter.stop_reason
         if meter.error_type is not None:
             trace.error_type = meter.error_type
+        answer.failed_late(self._parts.means)
         book(trace, self._parts.catalog)
 
-    def _remember(self, exchange: Exchange, plan: Plan, meter: UsageMeter, signatures: tuple[str, ...]) -> None:
+    def _remember(
+        self, exchange: Exchange, plan: Plan, usage: Usage | None, answered: str | None, signatures: tuple[str, ...]
+    ) -> None:
         parts = self._parts
-        remember(exchange, parts.affinity, plan, parts.catalog, meter.usage(), meter.model, signatures)
+        remember(exchange, parts.affinity, plan, parts.catalog, usage, answered, signatures)
+
+
+def _deadlines(own: Deadlines, timeouts: Timeouts, spent_s: float) -> Deadlines:
+    """The limits of one call: the rule's where it says some, and of the total what is left of it."""
+
+    def pick(rules_s: float | None, own_s: float) -> float:
+        return own_s if rules_s is None else rules_s
+
+    connect_s = pick(timeouts.connect_s, own.connect)
+    return Deadlines(
+        connect=connect_s,
+        tls=pick(timeouts.connect_s, own.tls),
+        first_byte=pick(timeouts.first_byte_s, own.first_byte),
+        idle=pick(timeouts.idle_s, own.idle),
+        total=max(0.001, pick(timeouts.total_s, own.total) - spent_s),
+    )
 
 
 def _is_readable(headers: RawHeaders) -> bool:

@@ -107,7 +107,7 @@ class CachedLine:
         listener = flight.listen(exchange)
         is_listening = False
         try:
-            landed = await listener.landed(plan.decision.timeout_s)
+            landed = await listener.landed(plan.decision.timeouts.first_byte_s)
             exchange.span("coalesced", started_s)
             if landed is None or flight.is_private:
                 return None
@@ -146,7 +146,7 @@ class CachedLine:
         exchange.flight = flight
         carrying = replace(exchange, watch=flight.watch, clock=exchange.clock.beside(), flight=None)
         carried = self._carry(flight, carrying, exchange.clock, plan, key, is_shared)
-        task = asyncio.get_running_loop().create_task(carried)
+        task = flight.loop.create_task(carried)
         self._carrying[task] = flight
         task.add_done_callback(self._carrying.pop)
         is_listening = False
@@ -226,8 +226,9 @@ class CachedLine:
         assert directive is not None
         started_s = exchange.clock.now_s()
         most_s = _AWAITED_STREAM_S if plan.request.is_streaming else _AWAITED_PLAIN_S
-        if plan.decision.timeout_s is not None:
-            most_s = min(most_s, plan.decision.timeout_s)
+        rules_s = plan.decision.timeouts.first_byte_s
+        if rules_s is not None:
+            most_s = min(most_s, rules_s)
         leaders: list[str] = []
         unanswered = 0  # in a row
         wait_s, longest_s = _LOOK_AGAIN_S

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping
 import orjson
 
 from router.catalog.lookup import Catalog
-from router.errors import UnknownTarget
+from router.errors import OutcomeUnknown, UnknownTarget, UpstreamBroken, UpstreamTimeout
 from router.policy.compile import PolicySet
 from router.policy.written import Lane
 from router.seams import UpstreamCall
 from router.serve.ask import MAX_PLAIN_ANSWER, json_object
-from router.serve.attempts import Answer, Target, walk
+from router.serve.attempts import Answer, Means, Target, walk
 from router.serve.batch_results import BatchResultsRelay, batch_named
 from router.serve.exchange import Exchange
 from router.serve.headers import RawHeaders, downstream_headers, first, upstream_headers, with_trace_context
@@ -26,6 +26,7 @@ from router.serve.relay import RawRelay, Relay, collect
 from router.wire.messages import object_spans
 
 _NO_LANE = Lane("-", None)
+_REPEATABLE = ("GET", "HEAD", "OPTIONS", "DELETE", "PUT")  # RFC 9110, 9.2.2: twice is the same as once
 
 
 class Passthrough:
@@ -37,6 +38,7 @@ class Passthrough:
 
     def __init__(self, parts: Parts, policies: PolicySource, public_url: str | None = None) -> None:
         self._parts = parts
+        self._means = Means(parts.means.upstream, parts.means.jitter)  # no lane, so that there is no breaker either
         self._policies = policies
         self._public_url = None if public_url is None else public_url.rstrip("/")
 
@@ -90,9 +92,21 @@ class Passthrough:
         sent = upstream_headers(incoming.headers, incoming.credential, is_metered=is_read)
         if self._parts.sends_trace_context:
             sent = with_trace_context(sent, trace)
-        call = UpstreamCall(incoming.method, incoming.target, sent, incoming.body, self._parts.deadlines)
-        target = Target(_NO_LANE, "")
-        answer = await walk(exchange, self._parts.upstream, (target,), 0, lambda _: call, self._parts.jitter)
+        is_once = incoming.method not in _REPEATABLE
+        call = UpstreamCall(incoming.method, incoming.target, sent, incoming.body, self._parts.deadlines, is_once)
+        try:
+            return await self._asked(exchange, call, is_read=is_read, results_of=results_of)
+        except (UpstreamBroken, UpstreamTimeout) as exc:
+            if not is_once:
+                raise
+            message = f"the outcome is unknown: {exc.message}; see whether it was done before it is sent again"
+            raise OutcomeUnknown(message, hint=exc.hint) from exc
+
+    async def _asked(
+        self, exchange: Exchange, call: UpstreamCall, *, is_read: bool, results_of: str | None
+    ) -> tuple[int, RawHeaders, Relay | None, bytes | None]:
+        trace = exchange.trace
+        answer = await walk(exchange, self._means, (Target(_NO_LANE, ""),), lambda _: call)
         trace.status = answer.status
         trace.request_id = answer.attempt.request_id or trace.request_id
         headers = downstream_headers(answer.headers)

@@ -58,7 +58,18 @@ class RawRelay:
         if self._prefix:
             prefix, self._prefix = self._prefix, b""
             return prefix
-        chunk = await timed_read(self._exchange, self._reply)
+        attempt = self._exchange.trace.attempts[-1]
+        try:
+            chunk = await timed_read(self._exchange, self._reply)
+        except UpstreamTimeout:
+            attempt.outcome = "timeout"
+            raise
+        except UpstreamBroken:
+            attempt.outcome = "cut"
+            raise
+        except ClientGone:
+            attempt.outcome = "client_closed"
+            raise
         if not chunk:
             self.is_complete = True
         return chunk

@@ -100,6 +100,31 @@ class RawUpstream:
     open: int = 0  # accepted and not yet ended
     requests: list[RawRequest] = field(default_factory=list)  # in order of completion, all connections
     errors: list[BaseException] = field(default_factory=list)
+    peers: set[Peer] = field(default_factory=set)  # of the connections that are open
+
+    _serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]] | None = None
+    _listener: asyncio.Server | None = None
+    _ssl: ssl.SSLContext | None = None
+
+    async def listen(self) -> None:
+        """Take connections; after `refuse`, on the same port as before."""
+        assert self._serve is not None
+        self._listener = await asyncio.start_server(
+            self._serve, "127.0.0.1", self.port, ssl=self._ssl, limit=1 << 20, backlog=1024
+        )
+        self.port = self._listener.sockets[0].getsockname()[1]
+
+    def refuse(self) -> None:
+        """Nobody listens any more, and every connection is closed: the upstream is down."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close every connection, as an upstream that is restarted does."""
+        for peer in list(self.peers):
+            peer.writer.close()
 
 
 @asynccontextmanager
@@ -116,6 +141,7 @@ async def raw_upstream(behave: Behaviour, *, ssl_context: ssl.SSLContext | None 
         upstream.open += 1
         peer = Peer(upstream.connections, reader, writer)
         peer.requests = upstream.requests
+        upstream.peers.add(peer)
         try:
             await behave(peer)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError, ssl.SSLError):
@@ -124,16 +150,17 @@ async def raw_upstream(behave: Behaviour, *, ssl_context: ssl.SSLContext | None 
             upstream.errors.append(exc)
         finally:
             upstream.open -= 1
+            upstream.peers.discard(peer)
             tasks.discard(task)
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=ssl_context, limit=1 << 20)
-    upstream.port = server.sockets[0].getsockname()[1]
+    upstream._serve, upstream._ssl = serve, ssl_context
+    await upstream.listen()
     upstream.origin = f"{'https' if ssl_context else 'http'}://127.0.0.1:{upstream.port}"
     try:
         yield upstream
     finally:
-        server.close()
+        upstream.refuse()
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

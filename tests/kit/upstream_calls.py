@@ -12,9 +12,10 @@ def call(
     target: bytes = b"/v1/messages",
     headers: list[tuple[bytes, bytes]] | None = None,
     deadlines: Deadlines | None = None,
+    is_once: bool = False,
 ) -> UpstreamCall:
     """A call with a small JSON body and the default deadlines, unless told otherwise."""
-    return UpstreamCall(method, target, headers or [(b"x-api-key", b"k")], body, deadlines or Deadlines())
+    return UpstreamCall(method, target, headers or [(b"x-api-key", b"k")], body, deadlines or Deadlines(), is_once)
 
 
 async def read_all(reply: UpstreamReply) -> bytes:
