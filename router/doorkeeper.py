@@ -52,7 +52,7 @@ def doorkeeper(settings: Settings, ring: KeyRing | None) -> Callable[[Credential
             key = ring.find(credential.secret())
             if key is None:
                 raise MissingCredential("invalid x-api-key")
-            return Identity(key.tenant, key.name, key.policy, upstream)
+            return Identity(key.tenant, key.name, key.policy, upstream, key.max_concurrent)
 
         return identify
     # Without the owner's secret the hash is still one-way and of a domain of its own; API keys are long and random.

@@ -8,6 +8,7 @@ no comparison of secrets by prefix ever happens.
         sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
         tenant: search
         policy: default        # optional
+        limits: {concurrent: 20}  # optional
 """
 
 from __future__ import annotations
@@ -19,16 +20,21 @@ from dataclasses import dataclass
 from router.errors import SettingsError
 from router.policy.source import Node, read_source, render
 
-_FIELDS = ("name", "sha256", "tenant", "policy")
+_FIELDS = ("name", "sha256", "tenant", "policy", "limits")
+_MOST_CONCURRENT = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One client key: its name, its tenant, its policy (None: the default one)."""
+    """One client key: its name, its tenant, its policy (None: the default one).
+
+    `max_concurrent` is how many of its requests may be under way at a time, open streams included; None: no such limit.
+    """
 
     name: str
     tenant: str
     policy: str | None
+    max_concurrent: int | None = None
 
 
 class KeyRing:
@@ -69,7 +75,8 @@ def read_keys(name: str, data: bytes) -> KeyRing:
         if problem:
             source.report(_entry_node(source.root, index), problem)
         else:
-            entries[entry["sha256"]] = Key(entry["name"], entry["tenant"], entry.get("policy"))
+            most = entry.get("limits", {}).get("concurrent")
+            entries[entry["sha256"]] = Key(entry["name"], entry["tenant"], entry.get("policy"), most)
     if source.diagnostics:
         raise SettingsError(render(source.diagnostics))
     if not entries:
@@ -88,6 +95,12 @@ def _problem(entry: object, entries: Mapping[str, Key]) -> str:
             return f"`{field}` must be a text"
     if not isinstance(entry.get("policy", ""), str):
         return "`policy` must be a text"
+    limits = entry.get("limits", {})
+    if not isinstance(limits, dict) or set(limits) - {"concurrent"}:
+        return "`limits` is a mapping with `concurrent`"
+    most = limits.get("concurrent", 1)
+    if not isinstance(most, int) or isinstance(most, bool) or not 0 < most <= _MOST_CONCURRENT:
+        return f"`concurrent` must be a whole number from 1 to {_MOST_CONCURRENT}"
     digest = entry["sha256"]
     if len(digest) != 64 or any(digit not in "0123456789abcdef" for digit in digest):
         return "`sha256` must be 64 hex digits in lower case"

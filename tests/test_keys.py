@@ -35,7 +35,21 @@ def test_a_key_is_found_by_all_of_itself():
         assert ring.find(wrong) is None
 
 
+def test_a_key_may_have_a_limit():
+    """How many of its requests may be under way; another key has none."""
+    ring = read_keys("keys.yaml", GOOD.replace("policy: cheap", "limits: {concurrent: 20}").encode())
+    limited, other = ring.find(b"sk-a"), ring.find(b"sk-b")
+    assert limited is not None
+    assert other is not None
+    assert (limited.max_concurrent, other.max_concurrent) == (20, None)
+
+
 BAD = {
+    "limits that are no mapping": (GOOD.replace("policy: cheap", "limits: 5"), 2, "`limits` is a mapping"),
+    "an unknown limit": (GOOD.replace("policy: cheap", "limits: {parallel: 5}"), 2, "`limits` is a mapping"),
+    "a limit of nothing": (GOOD.replace("policy: cheap", "limits: {concurrent: 0}"), 2, "a whole number from 1"),
+    "a limit that is a word": (GOOD.replace("policy: cheap", "limits: {concurrent: many}"), 2, "a whole number from 1"),
+    "a limit of true": (GOOD.replace("policy: cheap", "limits: {concurrent: true}"), 2, "a whole number from 1"),
     "an unknown top key": ("key:\n  - {}\n", 1, "unknown key `key`"),
     "no list": ("keys: {}\n", 1, "must be a list"),
     "no mapping": ("keys:\n  - text\n", 2, "mapping"),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote, unquote
 
 from router.errors import (
@@ -13,12 +12,14 @@ from router.errors import (
     InternalError,
     InvalidRequest,
     MissingCredential,
+    OutcomeUnknown,
+    Overloaded,
     RequestTooLarge,
     RouterError,
     ShuttingDown,
-    UnknownTarget,
     WrongMethod,
 )
+from router.serve.admission import Admission, Ticket
 from router.serve.exchange import ClientWatch, Exchange, Incoming, Stopwatch
 from router.serve.headers import Credential, RawHeaders, credential_of, first, router_headers
 from router.serve.parts import Outgoing
@@ -27,15 +28,12 @@ from router.serve.pipeline import Pipeline
 from router.trace.captured import Kept
 from router.trace.context import adopt
 from router.trace.record import Trace
+from router.value import value_class
 from router.web.disconnect import watch_for_disconnect
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-MAX_MESSAGES_BODY = 32 * 1024 * 1024  # Source: API overview, "Request size limits"
-MAX_BATCH_BODY = 256 * 1024 * 1024
-MAX_OTHER_BODY = 512 * 1024 * 1024
+from router.web.http.cycle import HAS_BODY_AT_HAND
+from router.web.paths import check_path, endpoint_of, split_policy
+from router.web.shed import Receive, Scope, Send, Shedding, discard
+from router.web.sizes import MAX_MESSAGES_BODY, declared_size, limit_of, size_taken
 
 _OUTCOMES = {
     "client": "client_error",
@@ -43,11 +41,9 @@ _OUTCOMES = {
     "operator": "internal_error",
     "router": "internal_error",
 }
-_LINGER_S = 10.0  # a client at 50 Mbit/s sends the largest Messages body in half of it
-_LIMITS = {"messages": MAX_MESSAGES_BODY, "count_tokens": MAX_MESSAGES_BODY, "batches": MAX_BATCH_BODY}
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Identity:
     """Who calls: the tenant and, where the router holds keys of its own, the key's name and policy."""
 
@@ -55,6 +51,7 @@ class Identity:
     key: str
     policy: str | None
     credential: Credential  # the one that goes upstream
+    max_concurrent: int | None = None  # requests of this key under way at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +65,8 @@ class ApiServices:
     monotonic: Callable[[], float]
     wall_clock_ns: Callable[[], int]
     report: Callable[[str, BaseException], None]  # an unforeseen exception, with the trace id
+    admission: Admission
+    shedding: Shedding
     is_trace_continued: bool = False  # whether a caller's `traceparent` says which trace a request belongs to
 
 
@@ -80,6 +79,11 @@ class Api:
     def __init__(self, services: ApiServices) -> None:
         self._services = services
         self._watches: set[ClientWatch] = set()
+        self._is_retiring = False
+
+    def retire(self) -> None:
+        """From now on each answer tells its client to close the connection: another process takes the next request."""
+        self._is_retiring = True
 
     def cut(self) -> None:
         """End every answer under way, each with an error that its client can read: the grace period is over."""
@@ -90,28 +94,73 @@ class Api:
         if scope["type"] != "http":
             return
         services = self._services
+        headers: RawHeaders = scope["headers"]
+        refusal: RouterError | None = None
+        credential = credential_of(headers)
+        identity = _NOBODY
+        try:
+            if credential is not None:
+                identity = services.identify(credential)
+            elif scope["method"] != "OPTIONS":  # a browser asks without credentials whether it may send them
+                raise MissingCredential("x-api-key header is required", hint="or `Authorization: Bearer`")
+        except MissingCredential as exc:
+            refusal = exc
+        admission, declared = services.admission, declared_size(headers)
+        size = declared or 0
+        if size > MAX_MESSAGES_BODY:  # of a body that is refused for its length nothing is held
+            size = size_taken(size, scope)
+        ticket = admission.enter(
+            identity.tenant,
+            size,
+            services.monotonic(),
+            key=identity.key,
+            max_of_key=identity.max_concurrent,
+        )
+        if isinstance(ticket, str):
+            await services.shedding.turn_away(
+                ticket, identity.tenant, identity.key, services.new_trace_id(), declared, scope, send
+            )
+            return
+        try:
+            await self._admitted(ticket, identity, refusal, declared, scope, receive, send)
+        finally:
+            admission.leave(ticket)
+
+    async def _admitted(
+        self,
+        ticket: Ticket,
+        identity: Identity,
+        refusal: RouterError | None,
+        declared: int | None,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        services = self._services
+        headers: RawHeaders = scope["headers"]
         trace = Trace(services.new_trace_id(), services.wall_clock_ns())
         trace.request_id = "req_" + trace.trace_id
         trace.method = scope["method"]
-        path, policy = _split_policy(scope.get("raw_path") or scope["path"].encode())
+        path, policy = split_policy(scope.get("raw_path") or scope["path"].encode())
         trace.path = path.decode("latin-1")
-        trace.endpoint = _endpoint(scope["method"], trace.path)
-        is_preflight = scope["method"] == "OPTIONS"
-        headers: RawHeaders = scope["headers"]
+        trace.endpoint = endpoint_of(scope["method"], trace.path)
         adopt(trace, headers, is_continued=services.is_trace_continued)
         try:
-            credential = credential_of(headers)
-            if is_preflight:  # a browser asks without credentials whether it may send them
-                identity = _NOBODY
-            elif credential is None:
-                raise MissingCredential("x-api-key header is required", hint="or `Authorization: Bearer`")
-            else:
-                identity = services.identify(credential)
-            _check_path(scope["method"], trace.path)
-            body = await _read_body(headers, receive, _LIMITS.get(trace.endpoint, MAX_OTHER_BODY))
+            if refusal is not None:
+                raise refusal
+            check_path(scope["method"], trace.path)
+            body = await self._read_body(ticket, declared, receive, limit_of(trace.endpoint))
         except ClientGone:
             return  # half a request was never a request
+        except Overloaded as exc:
+            services.admission.drop(ticket)
+            await services.shedding.turn_away(
+                exc.message, identity.tenant, identity.key, trace.trace_id, None, scope, send
+            )
+            return
         except RouterError as exc:
+            services.admission.drop(ticket)  # the client may take its time to hear of it
+            trace.tenant, trace.key = identity.tenant, identity.key
             clock = Stopwatch(services.monotonic)
             await self._refuse(exc, trace, clock, receive, send)
             return
@@ -133,9 +182,9 @@ class Api:
         trace.tenant, trace.key = identity.tenant, identity.key
         exchange = Exchange(incoming, trace, ClientWatch(), Stopwatch(services.monotonic))
         services.pipeline.begin(exchange)
-        await self._serve(exchange, receive, send)
+        await self._serve(exchange, ticket, receive, send)
 
-    async def _serve(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+    async def _serve(self, exchange: Exchange, ticket: Ticket, receive: Receive, send: Send) -> None:
         """Answer, relay, account: the accounting happens on every way out, a cancelled one too."""
         unwatch = watch_for_disconnect(receive, exchange.watch.gone)
         outgoing: Outgoing | None = None
@@ -144,7 +193,10 @@ class Api:
         try:
             try:
                 outgoing = await self._answer(exchange)
+                if self._is_retiring:
+                    outgoing.headers.append((b"connection", b"close"))
                 is_started = True
+                self._services.admission.begun(ticket)
                 await _send(exchange, outgoing, send)
                 _conclude(exchange.trace, outgoing)
             except (ClientGone, OSError):  # servers of ASGI 2.4 raise OSError when the client has gone
@@ -163,7 +215,7 @@ class Api:
                     _blame(exchange.trace, exc, "cut")
                     exchange.trace.status = outgoing.status
                     return  # the server cuts the connection: an incomplete body must not look complete
-                _blame(exchange.trace, exc, _OUTCOMES[exc.source])
+                _blame(exchange.trace, exc, "shed" if isinstance(exc, Overloaded) else _OUTCOMES[exc.source])
                 await _send_error(exc, exchange.trace, send, kept=exchange.kept)
             except Exception as exc:  # our own bug: said to the operator, with the trace id; never shown to the client
                 self._services.report(exchange.trace.trace_id, exc)
@@ -202,6 +254,35 @@ class Api:
             case _:
                 return await services.passthrough.forward(exchange)
 
+    async def _read_body(self, ticket: Ticket, declared: int | None, receive: Receive, limit: int) -> bytes:
+        """The whole body. Raises RequestTooLarge (before reading it, where its length is declared), ClientGone, and
+        Overloaded when a body that is long, or of unknown length, finds no more room."""
+        if declared is not None and declared > limit:
+            raise RequestTooLarge(f"the request body has {declared} bytes, at most {limit} are taken")
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone("the client closed the connection")
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body", False):
+            return body
+        chunks = [body]
+        size = len(body)
+        while message.get("more_body", False):
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone("the client closed the connection")
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > limit:
+                chunks.clear()  # the exception holds this frame until its client has heard of it
+                raise RequestTooLarge(f"the request body has over {limit} bytes")
+            uncounted = size - ticket.body_bytes
+            if uncounted > 0 and (reason := self._services.admission.grow(ticket, uncounted)):
+                chunks.clear()
+                raise Overloaded(reason, retryable=True)  # a word, which `turn_away` makes into an answer
+            chunks.append(chunk)
+        return b"".join(chunks)
+
     async def _refuse(self, error: RouterError, trace: Trace, clock: Stopwatch, receive: Receive, send: Send) -> None:
         """An error before there is anything to route: answered and traced."""
         incoming = Incoming("", b"", b"", [], b"", Credential(b"", b""), None, "", "")
@@ -210,85 +291,6 @@ class Api:
             await _send_error(error, trace, send, receive if isinstance(error, RequestTooLarge) else None)
         finally:
             await self._services.pipeline.finish(Exchange(incoming, trace, ClientWatch(), clock))
-
-
-def _split_policy(path: bytes) -> tuple[bytes, str | None]:
-    """`/p/NAME/v1/…` → (`/v1/…`, NAME); any other path as it is."""
-    if not path.startswith(b"/p/"):
-        return path, None
-    name, slash, rest = path[3:].partition(b"/")
-    return slash + rest or b"/", unquote(name.decode("latin-1"))
-
-
-def _check_path(method: str, path: str) -> None:
-    """Refuse another spelling of a path that is routed or metered: the upstream would read it as that path, and we not.
-
-    Raises UnknownTarget.
-    """
-    if path.isascii() and "%" not in path and "//" not in path and "/." not in path and not path.endswith("/"):
-        return
-    named = _endpoint(method, path)
-    readings = {_plain(each, is_merged=is_merged) for each in (path, unquote(path)) for is_merged in (True, False)}
-    meant = {_endpoint(method, reading) for reading in readings}
-    # Of a batch the id is in the path: in two spellings it would be two batches, and every item booked twice.
-    if "batches" in meant | {named} or any(each in _LIMITS and each != named for each in meant):
-        raise UnknownTarget("the path is another spelling of one that is routed", hint="spell it plainly")
-
-
-def _plain(path: str, *, is_merged: bool) -> str:
-    """The path that another spelling means. Servers differ in whether they decode before they take out `..`, and in
-    whether `..` takes away what is between two slashes."""
-    parts: list[str] = []
-    for part in path.split("/"):
-        match unquote(part):
-            case "..":
-                del parts[-1:]
-            case "" if is_merged:
-                pass
-            case ".":
-                pass
-            case plain:
-                parts.append(plain)
-    return "/" + "/".join(part for part in parts if part)
-
-
-def _endpoint(method: str, path: str) -> str:
-    if path == "/v1/messages" or path == "/v1/messages/count_tokens":
-        if method == "OPTIONS":
-            return "passthrough"
-        if method != "POST":
-            return "wrong_method"
-        return "messages" if path == "/v1/messages" else "count_tokens"
-    if path.startswith("/v1/messages/batches"):
-        return "batches"
-    if method == "GET" and (path == "/v1/models" or path.startswith("/v1/models/")):
-        return "models"
-    return "passthrough"
-
-
-async def _read_body(headers: RawHeaders, receive: Receive, limit: int) -> bytes:
-    """The whole body. Raises RequestTooLarge (before reading it, where its length is declared) and ClientGone."""
-    declared = first(headers, b"content-length")
-    if declared is not None and declared.isdigit() and int(declared) > limit:
-        raise RequestTooLarge(f"the request body has {int(declared)} bytes, at most {limit} are taken")
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise ClientGone("the client closed the connection")
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body", False):
-        return body
-    chunks = [body]
-    size = len(body)
-    while message.get("more_body", False):
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone("the client closed the connection")
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
-            raise RequestTooLarge(f"the request body has over {limit} bytes")
-        chunks.append(chunk)
-    return b"".join(chunks)
 
 
 def _check_encoding(headers: RawHeaders) -> None:
@@ -307,7 +309,14 @@ async def _send(exchange: Exchange, outgoing: Outgoing, send: Send) -> None:
             headers = [(name, value) for name, value in headers if name != b"content-length"]
             headers.append((b"content-length", str(len(body)).encode()))
         exchange.watch.check()
-        await send({"type": "http.response.start", "status": outgoing.status, "headers": headers})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": outgoing.status,
+                "headers": headers,
+                HAS_BODY_AT_HAND: True,
+            }
+        )
         await send({"type": "http.response.body", "body": body})
         if exchange.kept is not None:
             exchange.kept.add(body)
@@ -338,25 +347,23 @@ async def _send_error(
     ]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
+    if isinstance(error, OutcomeUnknown):
+        headers.append((b"x-should-retry", b"false"))  # client libraries would send it again by themselves
     if unread is not None:
         headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    start = {
+        "type": "http.response.start",
+        "status": error.status,
+        "headers": headers,
+        HAS_BODY_AT_HAND: unread is None,
+    }
+    await send(start)
     await send({"type": "http.response.body", "body": body, "more_body": unread is not None})
     if kept is not None:
         kept.add(body)
     if unread is not None:
-        await _discard(unread)
+        await discard(unread)
         await send({"type": "http.response.body", "body": b""})
-
-
-async def _discard(receive: Receive) -> None:
-    """Let the client finish sending, for a while: closing on unread bytes would take its answer with the connection."""
-    try:
-        async with asyncio.timeout(_LINGER_S):
-            while (await receive()).get("more_body", False):
-                pass
-    except TimeoutError:
-        pass
 
 
 def _conclude(trace: Trace, outgoing: Outgoing) -> None:

@@ -9,7 +9,7 @@ import anthropic
 import pytest
 from kit.stage import KEY, SSE_HEAD, always, answers, chunked, error, http, message, request_body, stage
 
-from router.web.api import MAX_MESSAGES_BODY
+from router.web.sizes import MAX_MESSAGES_BODY
 
 pytestmark = pytest.mark.anyio
 
@@ -146,6 +146,21 @@ async def test_the_official_client_hears_of_an_oversize():
             await client.messages.create(model="m", max_tokens=5, messages=[{"role": "user", "content": text}])
         assert caught.value.status_code == 413
         assert not s.upstream.connections
+
+
+async def test_a_refusal_is_recorded_with_who_was_refused():
+    """A body that is too long, another spelling of a path: the trace says whose request it was."""
+    async with stage() as s:
+        assert (await s.messages()).status == 200
+        assert (await s.request("POST", "/v1//messages", request_body())).status == 404
+        wire = await s.connect()
+        wire.send("POST", "/v1/messages", [*KEY, (b"content-length", b"33554433")], None)
+        assert (await wire.reply()).status == 413
+        await wire.close()
+        traces = await s.traces()
+        assert sorted(trace["status"] for trace in traces) == [200, 404, 413]
+        assert len({trace["tenant"] for trace in traces}) == 1
+        assert traces[0]["tenant"]
 
 
 async def test_an_undeclared_oversize_is_refused_on_the_way():
