@@ -1,29 +1,35 @@
-"""`router serve`: both listeners in one process, from settings to the last trace written."""
+"""`router serve`: both listeners, from settings to the last trace written, in one process or in several."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
+import faulthandler
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 import click
 import uvicorn
 
+from router.cli.end import LastResort, leave
+from router.cli.life import Drain, Life, Server
 from router.errors import SettingsError
-from router.settings import Settings, resolve
+from router.log import start_log
+from router.settings import Settings, drain_delay_s, drain_timeout_s, resolve
+from router.supervisor import StartFailed, Supervisor, worker_figures
+from router.web.http.connection import HttpConnection
+from router.web.http.lobby import Lobby
+from router.web.together import Together
 
-_KEEP_ALIVE_S = 120  # longer than any client's pool keeps a connection: the client, not we, closes idle ones
-_DRAIN_S = 30
-_LAST_WORDS_S = 2  # of the grace period, kept for telling clients that it is over
-_YOUNG_OBJECTS = 20_000  # a request makes a few hundred and leaves no cycles: looking every 700 finds nothing
-_SWITCH_S = 0.0005  # how long the event loop waits for the interpreter while the trace writer holds it
+if TYPE_CHECKING:
+    from router.app import App
+
+_log = logging.getLogger("router")
 
 
 @click.command()
@@ -38,14 +44,18 @@ _SWITCH_S = 0.0005  # how long the event loop waits for the interpreter while th
 @click.option("--traces", metavar="URL", help="sqlite:///FILE or off")
 def serve(config: str | None, **flags: Any) -> None:
     """Run the proxy until SIGTERM or Ctrl-C."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("router").setLevel(logging.INFO)
     settings = resolve(flags, os.environ, config).settings
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(run(settings))
+    open_log(settings)
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        leave(runner.run(run(settings) if settings.workers == 1 else run_workers(settings)))
 
 
-def _loop_factory() -> Any:
+def open_log(settings: Settings) -> None:
+    """Where the log of this process goes."""
+    start_log(settings, sys.stderr)
+
+
+def loop_factory() -> Any:
     """uvloop where there is one; the default loop elsewhere."""
     try:
         import uvloop
@@ -54,69 +64,113 @@ def _loop_factory() -> Any:
     return uvloop.new_event_loop
 
 
-async def run(settings: Settings) -> None:
-    """Serve until told to stop; raises before anything listens when the router could not serve."""
-    from router.app import App  # half a second: help, a wrong flag and a wrong setting do not wait for it
+async def run(settings: Settings) -> int:
+    """Serve in this process until told to stop; raises before anything listens when the router could not serve."""
+    from router.app import App  # a supervisor does without: it takes most of the time of a start
 
     app = App(settings)
     api_socket = _listen("port", settings.host, settings.port)
     admin_socket = _listen("admin_port", settings.admin_host, settings.admin_port)
-    api, admin = _server(app.api), _server(app.admin)
+    drain = Drain(drain_timeout_s(settings), drain_delay_s(settings))
+    api, admin = servers(app)
+    life = Life(app, api, admin, drain, LastResort())
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        app.drain()
-        loop.call_later(_DRAIN_S - _LAST_WORDS_S, app.api.cut)
-        if api.should_exit:  # told twice: do not wait for what is under way
-            api.force_exit = admin.force_exit = True
-        api.should_exit = admin.should_exit = True
+        if life.is_draining:  # told twice: do not wait for what is under way
+            life.hurry()
+        else:
+            life.drain()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    reloads: set[asyncio.Task[bool]] = set()
+    loop.add_signal_handler(signal.SIGHUP, Reloads(app))
+    loop.add_signal_handler(signal.SIGUSR2, _no_rolling_restart)
+    faulthandler.register(signal.SIGUSR1)
+    addresses = _address(api_socket), _address(admin_socket)
+    await life.run(api_socket, admin_socket, lambda: announce(*addresses))
+    return 0
 
-    def reload() -> None:
-        task = loop.create_task(app.policies.reload())
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
 
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    await app.start()
-    gc.collect()
-    gc.freeze()  # what lives from start to end is not looked at again by every full collection
-    gc.set_threshold(_YOUNG_OBJECTS, 20, 100)
-    sys.setswitchinterval(_SWITCH_S)
+async def run_workers(settings: Settings) -> int:
+    """Keep `workers` processes serving until told to stop. Returns the exit status; raises SettingsError."""
+    api_socket = _listen("port", settings.host, settings.port)
+    admin_socket = _listen("admin_port", settings.admin_host, settings.admin_port)
+    say_what_is_per_worker(settings)
+    supervisor = Supervisor(settings, api_socket)
+    together = Together(
+        supervisor.workers,
+        is_draining=lambda: supervisor.is_draining,
+        figures=lambda: worker_figures(supervisor),
+        is_cache_shared=not settings.cache.startswith("memory:"),
+        version=version("model-router"),
+    )
+    admin = _server(together)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, supervisor.drain)
+    loop.add_signal_handler(signal.SIGHUP, supervisor.reload)
+    loop.add_signal_handler(signal.SIGUSR1, supervisor.say_status)
+    loop.add_signal_handler(signal.SIGUSR2, supervisor.roll)
+    api_address, admin_address = _address(api_socket), _address(admin_socket)
+    await admin.startup([admin_socket])
     try:
-        serving = asyncio.gather(api.serve(sockets=[api_socket]), admin.serve(sockets=[admin_socket]))
-        await asyncio.gather(api.is_up.wait(), admin.is_up.wait())
-        click.echo(f"router: api {_address(api_socket)}  admin {_address(admin_socket)}")
-        sys.stdout.flush()
-        await serving
+        return await supervisor.run(lambda: announce(api_address, admin_address))
+    except StartFailed as failed:
+        return failed.status
     finally:
-        await app.stop()
+        admin.leave()
+        admin.close_idle()
+        admin.cancel()
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, with the signals left to `run`, which stops two servers at once."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.is_up = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.is_up.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+def say_what_is_per_worker(settings: Settings) -> None:
+    """What several workers do not have in common is better known than found out."""
+    if settings.affinity == "memory://":
+        _log.warning(
+            "workers: each remembers conversations by itself, and one that comes to another worker may change its "
+            "model; name a Redis in `affinity` to share them"
+        )
+    if settings.cache.startswith("memory:"):
+        _log.warning("workers: each has a cache of its own; name a Redis in `cache` to share it")
 
 
-def _server(application: Any) -> _Server:
-    return _Server(
+def servers(app: App) -> tuple[Server, Server]:
+    """Those of the API and of the admin application."""
+    lobbies = app.lobbies
+    return _server(app.api, lobbies["connections"]), _server(app.admin, lobbies["admin_connections"])
+
+
+class Reloads:
+    """Call it to have the policies read now."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._tasks: set[asyncio.Task[bool]] = set()
+
+    def __call__(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._app.policies.reload())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def announce(api: str, admin: str) -> None:
+    """The one line on standard output: where both listeners are."""
+    click.echo(f"router: api {api}  admin {admin}")
+    sys.stdout.flush()
+
+
+def _no_rolling_restart() -> None:
+    _log.warning("SIGUSR2 restarts workers one after another; with `workers: 1` nothing is done")
+
+
+def _server(application: Any, lobby: Lobby | None = None) -> Server:
+    """uvicorn's life around connections of our own: docs/decisions/011. `lobby` None: one that nobody looks at."""
+    protocol: Any = partial(HttpConnection, lobby=lobby or Lobby())
+    return Server(
         uvicorn.Config(
             application,
-            http="httptools",
+            http=protocol,
             ws="none",
             lifespan="off",
             loop="none",
@@ -127,8 +181,6 @@ def _server(application: Any) -> _Server:
             proxy_headers=False,
             log_config=None,
             log_level="error",
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=_DRAIN_S,
             backlog=4096,
         )
     )
