@@ -145,6 +145,7 @@ def attempt_json(attempt: Attempt) -> dict[str, Any]:
         "retry_after_s": attempt.retry_after_s,
         "usage": None if attempt.usage is None else usage_json(attempt.usage),
         "cost_pusd": attempt.cost_pusd,
+        "is_resent": attempt.is_resent,
     }
 
 
@@ -155,6 +156,7 @@ def shown_attempt(stored: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("started_s", "first_byte_s", "ended_s"):
         shown[name] = time_s(stored.get(name))
     shown["cost_usd"] = usd(cost_pusd if isinstance(cost_pusd, int) else None)
+    shown["is_resent"] = stored.get("is_resent") is True  # rows from before there was this field say nothing
     return shown
 
 

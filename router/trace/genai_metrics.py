@@ -13,7 +13,7 @@ from prometheus_client.core import Metric
 
 from router.trace.record import Trace
 from router.trace.semconv import OPERATION, PROVIDER, SECONDS, TOKENS, Names
-from router.trace.series import Histogram, Labels, counter, tally
+from router.trace.series import Histogram, Labels, as_label, counter, tally
 from router.trace.spans import Origin, billed_tokens, is_replay
 
 
@@ -34,11 +34,11 @@ class GenAiMetrics:
         if trace.endpoint != "messages" or not trace.attempts or is_replay(trace):
             return
         answered = trace.model_answered
-        answered = model if answered is None or answered == trace.model_sent else answered[:100]
+        answered = model if answered is None or answered == trace.model_sent else as_label(answered)
         labels = (OPERATION, PROVIDER, model, answered, *self._server)
         last = trace.attempts[-1]
         ended_s = trace.duration_s if last.ended_s is None else last.ended_s
-        error = "" if trace.outcome == "ok" else (trace.error_type or trace.outcome)[:100]
+        error = "" if trace.outcome == "ok" else as_label(trace.error_type or trace.outcome)
         self._duration.add((*labels, error), max(0.0, ended_s - trace.attempts[0].started_s))
         if trace.is_streaming and trace.ttft_s is not None:
             self._first_chunk.add(labels, trace.ttft_s)

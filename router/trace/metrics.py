@@ -21,7 +21,7 @@ from router.trace.genai_metrics import GenAiMetrics
 from router.trace.money import MESSAGES, Money
 from router.trace.record import BATCH_ITEM, BYPASSES, UNSTORED, Trace
 from router.trace.semconv import RELEASED, SECONDS, Names
-from router.trace.series import OTHER, SERIES_MAX, Histogram, counter, tally
+from router.trace.series import OTHER, SERIES_MAX, Histogram, Labels, as_label, counter, tally
 from router.trace.spans import Origin
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -45,7 +45,12 @@ class MetricsSink(Collector):
     `gauges` are read whenever the metrics are rendered: a number becomes `router_NAME`, a mapping one series for each
     `stat` in it; one that raises is left out and counted in `router_gauge_errors`. `distributions` are read likewise,
     and become histograms `router_NAME_seconds`. `revision` names the policy set in force, shown as
-    `router_policy_info{revision="…"} 1`. `names` are those of the `gen_ai` metrics, `origin` their server.
+    `router_policy_info{revision="…"} 1`. `lanes` gives figures by lane and model, shown as
+    `router_lane_breaker{lane="…",model="…",stat="…"}`. `names` are those of the `gen_ai` metrics, `origin` is their
+    server.
+    `is_known` says whether the catalogue has a model: such a name is a label of its own, always. Another one only once
+    an upstream has reported usage for it, and while there are few; what else clients write as a model is `other`.
+    `turned_away` gives requests by tenant and reason, shown as `router_turned_away_total{tenant="…",reason="…"}`.
     """
 
     def __init__(
@@ -54,12 +59,18 @@ class MetricsSink(Collector):
         gauges: Mapping[str, Gauge] | None = None,
         distributions: Mapping[str, Distribution] | None = None,
         revision: Callable[[], str] | None = None,
+        lanes: Callable[[], Mapping[tuple[str, str], Mapping[str, float]]] | None = None,
+        turned_away: Callable[[], Mapping[tuple[str, ...], int]] | None = None,
+        is_known: Callable[[str], bool] | None = None,
         names: Names = RELEASED,
         origin: Origin = NOWHERE,
     ) -> None:
         self._gauges = dict(gauges or {})
         self._distributions = dict(distributions or {})
         self._revision = revision
+        self._lanes = lanes
+        self._turned_away = turned_away
+        self._is_known = is_known
         self._queue: deque[Trace] = deque()
         self._lock = threading.Lock()
         self._dropped = 0
@@ -119,7 +130,7 @@ class MetricsSink(Collector):
                 self._dropped += 1
 
     def _add(self, trace: Trace) -> None:
-        model = self._model(trace.model_sent)
+        model = self._model(trace.model_sent, is_used=trace.usage is not None)
         tally(self._requests, (trace.endpoint, trace.outcome, trace.lane, model, trace.cache), 1)
         usage = trace.usage
         if usage is not None:
@@ -160,10 +171,32 @@ class MetricsSink(Collector):
         if trace.cache in _REPLAYS and trace.saved_pusd is not None:
             self._cache_saved_pusd[model] = self._cache_saved_pusd.get(model, 0) + trace.saved_pusd
 
-    def _model(self, name: str) -> str:
-        """The model as a label; once there are too many of them, new ones share a name."""
-        name = name[:100]
-        return name if name in self._money or len(self._money) < SERIES_MAX else OTHER
+    def _model(self, name: str, *, is_used: bool) -> str:
+        """The model as a label; a name that only a client knows, and one too many, is `other`."""
+        if name in self._money:
+            return name
+        name = as_label(name)
+        if not name or name in self._money:
+            return name
+        if self._is_known is not None:
+            if self._is_known(name):
+                return name
+            if not is_used:
+                return OTHER
+        return name if len(self._money) < SERIES_MAX else OTHER
+
+    def _breakers(self, lanes: Mapping[tuple[str, str], Mapping[str, float]]) -> Mapping[Labels, float]:
+        """The figures by lane, model as a label, and stat; models that share one share its worst state and its sums."""
+        found: dict[Labels, float] = {}
+        for (lane, name), figures in lanes.items():
+            model = as_label(name)
+            if self._is_known is not None and model not in self._money and not self._is_known(model):
+                model = OTHER
+            for stat, figure in figures.items():
+                labels = (lane, model, stat)
+                before = found.get(labels, 0.0)
+                found[labels] = max(before, figure) if stat == "state" else before + figure
+        return found
 
     def _counted(self) -> Iterator[Metric]:
         yield counter(
@@ -248,6 +281,15 @@ class MetricsSink(Collector):
             timed = HistogramMetricFamily(f"router_{name}_seconds", f"How long {name} took.")
             timed.add_metric((), buckets, sum_s)
             yield timed
+        if self._turned_away is not None:
+            text = "Requests that were not let in, by tenant and reason."
+            yield counter("router_turned_away", text, ("tenant", "reason"), self._turned_away())
+        if self._lanes is not None:
+            text = "Breakers: state (0 closed, 1 half open, 2 open), times opened, requests passed over, failures."
+            breakers = GaugeMetricFamily("router_lane_breaker", text, labels=("lane", "model", "stat"))
+            for labels, figure in self._breakers(self._lanes()).items():
+                breakers.add_metric(labels, figure)
+            yield breakers
         if self._revision is not None:
             info = GaugeMetricFamily("router_policy_info", "The policy set in force.", labels=("revision",))
             info.add_metric((self._revision(),), 1)

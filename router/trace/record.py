@@ -30,7 +30,9 @@ ATTEMPT_OUTCOMES = (
 )
 
 # How one request ended, seen from the client.
-OUTCOMES = ("ok", "client_error", "upstream_error", "cut", "client_closed", "internal_error")
+# `shed`: turned away before its body was read, because the router or the client's share of it was full.
+# `aborted`: its process was killed while it was open.
+OUTCOMES = ("ok", "client_error", "upstream_error", "cut", "client_closed", "internal_error", "shed", "aborted")
 
 # Why the cache was not asked: it is off, the rule does not cache, the client said `no-store`, the temperature is not
 # the rule's; the answer depends on state at the provider, on a file or address, or on a tool that runs there.
@@ -61,6 +63,7 @@ class Attempt:
     retry_after_s: float | None = None
     usage: Usage | None = None
     cost_pusd: int | None = None
+    is_resent: bool = False  # it went out twice: a connection used before ended without a byte of an answer (F25)
 
 
 @dataclass(slots=True)
@@ -123,6 +126,7 @@ class Trace:
     outcome: str = "ok"  # one of OUTCOMES
     error_type: str | None = None
     error_code: str | None = None  # ours, R…
+    slot: int = -1  # where the journal has it (`trace/journal.py`); -1: nowhere
 
 
 @dataclass(frozen=True, slots=True)

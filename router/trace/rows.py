@@ -184,7 +184,7 @@ def _texts(values: Sequence[str]) -> str | None:
 def _json(value: Any) -> str:
     """`value` as JSON text; what JSON cannot say is said nearly (a huge integer or a foreign object as text)."""
     try:
-        encoded = orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
+        encoded = orjson.dumps(value)
     except orjson.JSONEncodeError:
         encoded = orjson.dumps(_plain(value))
     if len(encoded) > MAX_JSON:

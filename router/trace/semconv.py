@@ -86,6 +86,7 @@ class Names:
     attempt_request_id: str = "router.attempt.request_id"
     attempt_first_byte: str = "router.attempt.first_byte_s"  # seconds since the attempt began
     attempt_retry_after: str = "router.attempt.retry_after_s"
+    attempt_is_resent: str = "router.attempt.is_resent"  # only where it is true
 
     # Metrics
     duration_metric: str = "gen_ai.client.operation.duration"

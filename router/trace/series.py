@@ -14,6 +14,13 @@ OTHER = "other"
 Labels = tuple[str, ...]
 
 
+def as_label(name: str) -> str:
+    """A name that came from outside, as the value of a label: at most 100 characters, `other` where one of them cannot
+    be printed. Not every reader of the text format takes a control character, and one value would cost the scrape."""
+    name = name[:100]
+    return name if name.isprintable() else OTHER
+
+
 class Histogram:
     """Counts per bucket and a sum, for each set of label values; what is too many is counted under `other`."""
 

@@ -253,6 +253,8 @@ def _attempt(trace: Trace, origin: Origin, names: Names, parent: Span, number: i
         at.append((names.attempt_first_byte, max(0.0, attempt.first_byte_s - attempt.started_s)))
     if attempt.retry_after_s is not None:
         at.append((names.attempt_retry_after, attempt.retry_after_s))
+    if attempt.is_resent:
+        at.append((names.attempt_is_resent, True))
     return Span(
         method,
         "client",

@@ -4,6 +4,12 @@ The request path pays for one append to a deque. Everything else happens in the 
 waiting for a lock, making room for a broken file. It fails open: nothing here may slow or fail a request, so what the
 file does not take stays in the queue until the queue is full, then it is dropped, counted and said once in the log.
 When the queue is half full the explaining columns are left out first (`thinned`); the money is the last to go.
+
+Two kinds of traces have places of their own, so that they take none from the others. Requests that were refused before
+any upstream was asked cost their client nothing, and can come by the thousand a second: beyond `REFUSED_SHARE` of the
+queue they are only counted, and the next record says how many it stands for. Ended requests that find the queue full
+and have a slot in the journal are **parked** there: their money is booked from it once the file takes rows again, or by
+the next start; only what has no slot is dropped. Both are stored after the queue.
 """
 
 from __future__ import annotations
@@ -17,43 +23,29 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from router.errors import SettingsError
+from router.trace.journal import Journal, open_journal
+from router.trace.place import path_of
 from router.trace.reader import SqliteTraceReader
 from router.trace.record import Trace
+from router.trace.rescue import rescue
 from router.trace.rows import Cell, row_of
-from router.trace.store_file import LOCK_WAIT_S, StoreFile
+from router.trace.store_file import LOCK_WAIT_S, Insert, StoreFile
 from router.trace.upkeep import KEEP_ALL, Retention, Upkeep
 
 __all__ = ["SqliteTraceReader", "SqliteTraceSink", "open_sink", "path_of"]
 
 CLOSE_S = 5.0  # the longest that `close` may take (F79)
+REFUSED_SHARE = 8  # the part of `queue_max` (one of so many) that refused requests may fill
 _UPKEEP_PAUSE_S = 0.02  # between two slices, so that readers and inserts of other processes get their turn
 _UPKEEP_SHARE = 2.0  # times what the slice took, if that is longer: a third of a core is enough for what can wait
 
 _log = logging.getLogger(__name__)
 
 
-def path_of(url: str) -> Path | None:
-    """The file that a `traces` setting names: `sqlite:///router.db` (here), `sqlite:////var/router.db`; None for `off`.
-
-    Raises SettingsError for anything else.
-    """
-    if url == "off":
-        return None
-    prefix = "sqlite:///"
-    name = url[len(prefix) :] if url.startswith(prefix) else ""
-    if not name or name.endswith("/") or any(mark in name for mark in "?#\0"):
-        raise SettingsError(
-            f"`traces` is `{url}`, expected `sqlite:///FILE` or `off`",
-            hint="`sqlite:///router.db` is in the working directory, `sqlite:////var/router.db` is an absolute path",
-        )
-    return Path(name)
-
-
 def open_sink(url: str, retention: Retention = KEEP_ALL) -> SqliteTraceSink | None:
     """The sink of a `traces` setting; None for `off`. Raises SettingsError for an unknown form of URL."""
     path = path_of(url)
-    return None if path is None else SqliteTraceSink(path, retention=retention)
+    return None if path is None else SqliteTraceSink(path, retention=retention, has_journal=True)
 
 
 class SqliteTraceSink:
@@ -75,6 +67,7 @@ class SqliteTraceSink:
         close_s: float = CLOSE_S,
         retention: Retention = KEEP_ALL,
         now_ns: Callable[[], int] = time.time_ns,
+        has_journal: bool = False,
     ) -> None:
         self._queue_max = queue_max
         self._batch_max = batch
@@ -82,9 +75,17 @@ class SqliteTraceSink:
         self._close_s = close_s
         self._queue: deque[Trace | threading.Event] = deque()
         self._pending: list[tuple[Cell, ...]] = []  # rows that are not yet in the file; the writer's own
+        self._slots: list[int] = []  # of the pending rows and of those that were lost, in the journal
+        self._journal: Journal | None = open_journal(Path(path)) if has_journal else None
+        self._has_journal = has_journal
+        self._refused: deque[Trace] = deque()
+        self._unrecorded = 0  # refused requests since the last one that was recorded
+        self._parked: deque[int] = deque()  # slots of the journal that alone have an ended request
         self._in_hand = 0  # 1 while a trace is neither in the queue nor a row yet
         self._upkeep = Upkeep(retention, now_ns)
-        self._file = StoreFile(Path(path), opened=self._upkeep.opened, count=self._add, now_ns=now_ns)
+        self._file = StoreFile(
+            Path(path), opened=self._upkeep.opened, joined=self._rescue, count=self._add, now_ns=now_ns
+        )
         self._wake = threading.Event()
         self._is_closed = False
         self._close_by = 0.0
@@ -92,18 +93,62 @@ class SqliteTraceSink:
         self._is_left = False  # `close` has counted what was left as dropped
         self._count_lock = threading.Lock()
         self._counts = dict.fromkeys(
-            ("stored", "repeated", "dropped", "thinned", "failed", "set_aside", "write_errors", "pruned"), 0
+            (
+                *("stored", "repeated", "dropped", "thinned", "failed", "set_aside", "write_errors", "pruned"),
+                *("rescued", "aborted", "unrecorded"),
+            ),
+            0,
         )
         self._thread = threading.Thread(target=self._run, name="router-traces", daemon=True)
         self._thread.start()
 
+    def begin(self, trace: Trace) -> None:
+        """A request begins; should the process be killed before it is in the file, the next one finds its traces."""
+        journal = self._journal
+        if journal is not None and not self._is_closed:
+            with suppress(ValueError):  # closed meanwhile
+                journal.begun(trace)
+
     def write(self, trace: Trace) -> None:
-        """Hand over a finished trace: one append. Over `queue_max`, or once closed, it is dropped and counted."""
-        queue = self._queue
-        if self._is_closed or len(queue) >= self._queue_max:
-            self._add("dropped", 1)
-        else:
+        """Hand over a finished trace: one append. Over `queue_max`, or once closed, it is parked, or dropped
+        and counted. A refused request beyond its share is counted as `unrecorded`.
+        """
+        if not trace.attempts and not trace.cost_pusd and trace.status >= 400:
+            self._write_refused(trace)
+            return
+        queue, slot, journal = self._queue, trace.slot, self._journal
+        is_kept = slot >= 0 and journal is not None and self._is_noted(journal, trace)
+        if not self._is_closed and len(queue) < self._queue_max:
             queue.append(trace)
+        elif is_kept:
+            self._parked.append(slot)
+        else:
+            self._add("dropped", 1)
+
+    def _is_noted(self, journal: Journal, trace: Trace) -> bool:
+        """Whether the journal has the request with its money; the writer may have closed it meanwhile."""
+        try:
+            return journal.ended(trace)
+        except ValueError:
+            return False
+
+    def _write_refused(self, trace: Trace) -> None:
+        """Take a request that came to no upstream, while its share of the queue lasts."""
+        if self._is_closed:
+            self._add("dropped", 1)
+        elif len(self._refused) < max(1, self._queue_max // REFUSED_SHARE):
+            if self._unrecorded:
+                trace.why = (*trace.why, f"{self._unrecorded} more were refused since the record before, without one")
+                self._unrecorded = 0
+            self._refused.append(trace)
+            return
+        else:
+            self._unrecorded += 1
+            self._add("unrecorded", 1)
+        if trace.slot >= 0 and self._journal is not None:
+            with suppress(ValueError):  # closed meanwhile
+                self._journal.free((trace.slot,))
+            trace.slot = -1
 
     def has_room(self) -> bool:
         """Whether whoever brings many traces may go on: no more than a quarter of the queue waits.
@@ -113,12 +158,14 @@ class SqliteTraceSink:
         return len(self._queue) <= self._queue_max // 4
 
     def stats(self) -> Mapping[str, int]:
-        """What became of the traces: `queued`, `stored`, `repeated` (items of batches that were there already),
-        `thinned` (stored without their explanation), `dropped` (no room, or closed with the file not taking them),
-        `failed` (could not be stored as a row), `pruned` (deleted by age or size); `set_aside` files and `write_errors`
-        (tries that the file refused)."""
+        """What became of the traces: `queued`; `parked` (only their money, in the journal); `stored`, `repeated` (items
+        of batches that were there already), `thinned` (stored without their explanation), `dropped` (no room, or closed
+        with the file not taking them), `unrecorded` (refused requests beyond their share of the queue), `failed` (could
+        not be stored as a row), `pruned` (deleted by age or size), `rescued` and `aborted` (of processes that were
+        killed: ended, and still open); `set_aside` files and `write_errors` (tries that the file refused)."""
         with self._count_lock:
-            return {"queued": 0 if self._is_left else len(self._queue) + len(self._pending), **self._counts}
+            queued = 0 if self._is_left else len(self._queue) + len(self._refused) + len(self._pending)
+            return {"queued": queued, "parked": len(self._parked), **self._counts}
 
     def flush(self, timeout_s: float = CLOSE_S) -> bool:
         """Wait until all that was written before this call is in the file; False when that takes over `timeout_s`."""
@@ -155,9 +202,10 @@ class SqliteTraceSink:
     def _leave(self) -> None:
         """The writer does not come back from its step: say here what it will not."""
         left = 0
-        with suppress(IndexError):
-            while True:
-                left += not isinstance(self._queue.popleft(), threading.Event)
+        for queue in (self._queue, self._refused):
+            with suppress(IndexError):
+                while True:
+                    left += not isinstance(queue.popleft(), threading.Event)
         left += len(self._pending) + self._in_hand
         self._is_left = True
         self._add("dropped", left)
@@ -180,17 +228,32 @@ class SqliteTraceSink:
                 self._file.rolled_back()
                 pause_s = self._interval_s
             is_over = time.monotonic() >= self._close_by
-            if self._is_given_up or (is_closing and (is_over or not (self._queue or self._pending))):
+            if self._is_given_up or (is_closing and (is_over or not self._has_work())):
                 break
             self._wake.wait(min(pause_s, 0.1) if is_closing else pause_s)
             self._wake.clear()
-        left = len(self._pending) + sum(not isinstance(item, threading.Event) for item in self._queue)
+        left = len(self._pending) + len(self._refused)
+        left += sum(not isinstance(item, threading.Event) for item in self._queue)
         if left and not self._is_left:
             self._add("dropped", left)
             _log.error("trace store: closed with %d traces that `%s` did not take", left, self._file.path)
         self._pending.clear()
         self._queue.clear()
+        self._refused.clear()
         self._file.close()
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            journal.close()
+
+    def _has_work(self) -> bool:
+        return bool(self._queue or self._refused or self._parked or self._pending)
+
+    def _rescue(self, connection: sqlite3.Connection, insert: Insert) -> None:
+        """Book what killed processes left beside the file that was just opened."""
+        if self._has_journal:
+            found = rescue(connection, self._file.path, insert)
+            for name, count in zip(("rescued", "aborted"), found, strict=True):
+                self._add(name, count)
 
     def _drain(self) -> float:
         """Store all that is queued, batch by batch; returns how long to pause (longer while the file refuses)."""
@@ -208,12 +271,49 @@ class SqliteTraceSink:
                     self._queue.appendleft(done)
                 return self._file.pause_s(self._interval_s)
             if done is not None:
+                if not self._store_rest():
+                    self._queue.appendleft(done)
+                    return self._file.pause_s(self._interval_s)
                 self._tended(is_asked=True)
                 done.set()
+        if not self._store_rest():
+            return self._file.pause_s(self._interval_s)
         began_s = time.monotonic()
         is_more = self._tended(is_asked=self._is_closed)
         pause_s = max(_UPKEEP_PAUSE_S, _UPKEEP_SHARE * (time.monotonic() - began_s))
         return min(self._interval_s, pause_s) if is_more else self._interval_s
+
+    def _store_rest(self) -> bool:
+        """Store what was refused and what is parked; False when the file did not take it.
+
+        Only what is here now, as there is always more of it while requests are refused.
+        """
+        refused, parked = len(self._refused), len(self._parked)
+        while (refused > 0 or parked > 0) and not self._is_given_up:
+            room = max(0, self._batch_max - len(self._pending))
+            taken = min(refused, room)
+            refused -= taken
+            for _ in range(taken):
+                try:
+                    self._encode(self._refused.popleft(), is_thin=False)
+                except IndexError:  # `close` has taken them
+                    break
+            taken = min(parked, room - taken)
+            parked -= taken
+            for _ in range(taken):
+                self._encode_parked(self._parked.popleft())
+            if not self._store():
+                return False
+        return True
+
+    def _encode_parked(self, slot: int) -> None:
+        trace = None if self._journal is None else self._journal.kept(slot)
+        if trace is None:
+            self._slots.append(slot)
+            self._add("failed", 1)
+        else:
+            trace.slot = slot
+            self._encode(trace, is_thin=True)
 
     def _tended(self, *, is_asked: bool) -> bool:
         """One slice of upkeep; whether there is more of it to do. `is_asked`: somebody waits to read the roll-ups."""
@@ -241,17 +341,21 @@ class SqliteTraceSink:
                 return most, None
             if isinstance(item, threading.Event):
                 return taken + 1, item
-            self._in_hand = 1
-            try:
-                self._pending.append(row_of(item, is_thin=is_thin))
-            except Exception as error:  # one odd record must not cost its neighbours their row
-                self._add("failed", 1)
-                _log.error("trace store: trace `%.64s` has no row: %s", item.trace_id, type(error).__name__)
-            else:
-                if is_thin:
-                    self._add("thinned", 1)
-            self._in_hand = 0
+            self._encode(item, is_thin=is_thin)
         return most, None
+
+    def _encode(self, trace: Trace, *, is_thin: bool) -> None:
+        self._in_hand = 1
+        self._slots.append(trace.slot)
+        try:
+            self._pending.append(row_of(trace, is_thin=is_thin))
+        except Exception as error:  # one odd record must not cost its neighbours their row
+            self._add("failed", 1)
+            _log.error("trace store: trace `%.64s` has no row: %s", trace.trace_id, type(error).__name__)
+        else:
+            if is_thin:
+                self._add("thinned", 1)
+        self._in_hand = 0
 
     def _store(self) -> bool:
         """Write the batch in one transaction; False when the file did not take it and the batch must wait."""
@@ -266,6 +370,9 @@ class SqliteTraceSink:
         self._add("repeated", repeated)
         self._add("failed", lost)
         self._pending.clear()
+        if self._journal is not None:
+            self._journal.free(self._slots)
+        self._slots.clear()
         return True
 
     def _add(self, name: str, count: int) -> None:

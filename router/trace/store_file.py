@@ -14,6 +14,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from router.trace.place import inode
 from router.trace.rows import Cell
 from router.trace.schema import COLUMNS, migrate
 
@@ -24,13 +25,16 @@ _ROW = f"({','.join('?' * len(COLUMNS))})"
 _INSERT = f"INSERT INTO traces ({','.join(COLUMNS)}) VALUES {_ROW} ON CONFLICT DO NOTHING"  # noqa: S608 - both parts are constants of the house
 _UNFIT = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
 
+Insert = Callable[[Sequence[tuple[Cell, ...]]], object]
+
 _log = logging.getLogger("router.trace.sqlite")
 
 
 class StoreFile:
     """One SQLite file in WAL mode, created where it is missing; `connection` is None while it is not open.
 
-    `opened` is told of each new connection. `count` is told (`write_errors` | `set_aside`, 1). `now_ns` is Unix time.
+    `opened` is told of each new connection, `joined` once rows can be put in: it is given the connection and a function
+    that inserts rows. `count` is told (`write_errors` | `set_aside`, 1). `now_ns` is Unix time.
     """
 
     def __init__(
@@ -38,12 +42,14 @@ class StoreFile:
         path: Path,
         *,
         opened: Callable[[sqlite3.Connection], None],
+        joined: Callable[[sqlite3.Connection, Insert], None],
         count: Callable[[str, int], None],
         now_ns: Callable[[], int],
     ) -> None:
         self.path = path
         self.connection: sqlite3.Connection | None = None
         self._opened = opened
+        self._joined = joined
         self._count = count
         self._now_ns = now_ns
         self._inode: tuple[int, int] | None = None
@@ -60,7 +66,7 @@ class StoreFile:
     def is_open(self) -> bool:
         """Open the file if it is not open, or if the one on disk is no longer the one that was opened."""
         if self.connection is not None:
-            if self._inode == _inode(self.path):
+            if self._inode == inode(self.path):
                 return True
             _log.error("trace store: `%s` was removed or replaced, opening it again", self.path)
             self.close()
@@ -76,7 +82,7 @@ class StoreFile:
         Raises sqlite3.Error when the file did not take them.
         """
         found = self._insert(rows)
-        if self._inode != _inode(self.path) and self.is_open():  # it went into a file that was just removed
+        if self._inode != inode(self.path) and self.is_open():  # it went into a file that was just removed
             found = self._insert(rows)
         if self._failures:
             _log.warning("trace store: `%s` takes traces again after %d tries", self.path, self._failures)
@@ -131,7 +137,8 @@ class StoreFile:
             connection.close()
             raise
         self.connection = connection
-        self._inode = _inode(self.path)
+        self._inode = inode(self.path)
+        self._joined(connection, self._insert)
 
     def _insert(self, rows: Sequence[tuple[Cell, ...]]) -> tuple[int, int]:
         connection = self.connection
@@ -178,11 +185,3 @@ def _added(connection: sqlite3.Connection, row: tuple[Cell, ...]) -> int | None:
         return connection.execute(_INSERT, row).rowcount
     except _UNFIT:
         return None
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino

@@ -54,7 +54,8 @@ def test_a_full_disk_delays_traces_and_loses_none(tmp_path: Path) -> None:
     assert said["full"]["queued"] > 0
     assert said["after"] | {"write_errors": 0} == {
         "queued": 0, "stored": 2_001, "repeated": 0, "dropped": 0, "thinned": said["after"]["thinned"],
-        "failed": 0, "set_aside": 0, "write_errors": 0, "pruned": 0,
+        "failed": 0, "set_aside": 0, "write_errors": 0, "pruned": 0, "rescued": 0, "aborted": 0,
+        "parked": 0, "unrecorded": 0,
     }  # fmt: skip
     assert done.stderr.count("takes no traces") >= 1
     reader = SqliteTraceReader(path)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import threading
 
+import pytest
+from kit.stage import answers, error, stage
 from prometheus_client.parser import text_string_to_metric_families
 
 from router.trace.metrics import MetricsSink
@@ -79,9 +82,82 @@ def test_a_client_cannot_grow_the_series_without_end() -> None:
 def test_hostile_labels_stay_one_line() -> None:
     """A model name may hold anything; the text format stays parseable."""
     sink = MetricsSink()
-    name = 'a"b\\c\nrouter_requests_total 99\r\x00'
-    sink.write(a_trace(1, model_sent=name))
-    assert ("router_cost_usd_total", name) in samples(sink)
+    sink.write(a_trace(1, model_sent='a"b\\c'))
+    sink.write(a_trace(2, model_sent="a\nrouter_requests_total 99\r\x00"))
+    found = samples(sink)
+    assert ("router_cost_usd_total", 'a"b\\c') in found
+    assert ("router_cost_usd_total", "other") in found
+
+
+_SERIES = re.compile(
+    rb"[a-zA-Z_:][a-zA-Z0-9_:]*"
+    rb"(?:\{(?:[a-zA-Z_][a-zA-Z0-9_]*=\"(?:[^\"\\\x00-\x1f\x7f]|\\[\\\"n])*\"(?:,(?!\})|(?=\})))*\})?"
+)
+
+
+def strictly_read(text: bytes) -> set[bytes]:
+    """All series of a text by the letter of the format: no control character, no series and no family twice."""
+    text.decode("utf-8")
+    series: set[bytes] = set()
+    families: set[bytes] = set()
+    assert text.endswith(b"\n")
+    for line in text[:-1].split(b"\n"):
+        if line.startswith(b"# TYPE "):
+            assert line not in families
+            families.add(line)
+        elif not line.startswith(b"# HELP "):
+            match = _SERIES.match(line)
+            assert match, line
+            assert re.fullmatch(rb" (?:[0-9.e+-]+|NaN|[+-]Inf)", line[match.end() :]), line
+            assert match[0] not in series, line
+            series.add(match[0])
+    return series
+
+
+HOSTILE = ["a\0b", "a\nb 1", "a\rb", "\x1b[31m", "\ud800", "\u2028", "\x7f", 'a"}', "a\\", "n" * 5_000, "\x85"]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=map(ascii, range(len(HOSTILE))))
+def test_no_name_from_outside_breaks_the_text_format(name: str) -> None:
+    """A model asked for or answered, the type of an error, a breaker's model: a strict reader takes the whole text."""
+    figures = {"state": 1, "opened": 2}
+    lanes = {("as-asked", name): figures, ("as-asked", name + "x"): figures}
+    for is_known in (None, lambda known: known == "claude-haiku-4-5"):
+        sink = MetricsSink(lanes=lambda: lanes, is_known=is_known)
+        used = {"model_answered": name + "y", "outcome": "upstream_error", "error_type": name}
+        sink.write(a_trace(1, model_sent=name, **used))
+        sink.write(a_trace(2, model_sent=name, usage=None))
+        assert len(strictly_read(sink.render())) > 50
+
+
+@pytest.mark.anyio
+async def test_a_request_cannot_break_the_scrape() -> None:
+    """A model with a zero byte, asked for over the wire: the metrics of the router stay whole."""
+    async with stage(answers(error("404 N", "not_found_error"))) as s:
+        for model in ("a\0b", "a\x1bb", "made-up"):
+            assert (await s.messages(model=model)).status == 404
+        text = s.app.metrics.render()
+    assert len(strictly_read(text)) > 50
+    assert b'model="other"' in text
+    assert b"made-up" not in text
+
+
+def test_models_that_only_a_client_knows_take_no_labels() -> None:
+    """Thousands of invented names, refused by the upstream, are `other`; the catalogue's always have their own."""
+    known = {"claude-haiku-4-5", "claude-late"}
+    lanes = {("as-asked", f"junk-{n}"): {"state": n % 3, "opened": 1, "skipped": 2} for n in range(20)}
+    sink = MetricsSink(is_known=known.__contains__, lanes=lambda: lanes)
+    for number in range(1_000):
+        sink.write(a_trace(number, model_sent=f"junk-{number}", usage=None, status=404))
+    for number in range(510):  # what a gateway serves under names of its own has labels, up to the bound
+        sink.write(a_trace(number, model_sent=f"own-{number}"))
+    sink.write(a_trace(1, model_sent="claude-late", usage=None))
+    found = samples(sink)
+    models = {key[1] for key in found if key[0] == "router_cost_usd_total"}
+    assert {name for name in models if not name.startswith("own-")} == {"other", "claude-late"}
+    assert len(models) <= 501
+    breakers = {key[3]: value for key, value in found.items() if key[0] == "router_lane_breaker"}
+    assert breakers == {"state": 2, "opened": 20, "skipped": 40}
 
 
 def test_gauges_are_read_when_asked_and_a_broken_one_hides_nothing() -> None:

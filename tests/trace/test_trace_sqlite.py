@@ -391,7 +391,7 @@ def test_close_stores_what_waits_and_may_come_twice(path: Path) -> None:
     sink.write(a_trace(1))
     assert sink.stats() == {
         "queued": 0, "stored": 1_000, "repeated": 0, "dropped": 1, "thinned": 0, "failed": 0, "set_aside": 0,
-        "write_errors": 0, "pruned": 0,
+        "write_errors": 0, "pruned": 0, "rescued": 0, "aborted": 0, "parked": 0, "unrecorded": 0,
     }  # fmt: skip
 
 
