@@ -9,11 +9,13 @@ what is billed. Source: Messages API reference, "Streaming" and "Usage"; beta it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from router.value import value_class
 
-@dataclass(frozen=True, slots=True)
+
+@value_class(frozen=True, slots=True)
 class Tokens:
     """Token counts of one sampling call; the four input counts are disjoint."""
 
@@ -33,7 +35,7 @@ _NO_TOKENS = Tokens()
 _WRITTEN = "cache_creation_input_tokens"
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Iteration:
     """One billed sampling call inside a request: `message`, `compaction`, `advisor_message` or `fallback_message`."""
 
@@ -42,7 +44,7 @@ class Iteration:
     tokens: Tokens
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Usage:
     """What one attempt was billed for, as the upstream reported it.
 
@@ -250,7 +252,7 @@ def _served_by(entries: list[Any]) -> str | None:
 
 def _count(value: object) -> int:
     """A token count; whatever is not a non-negative whole number counts as none."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+    return value if type(value) is int and value >= 0 else 0  # a bool is none
 
 
 def _text(value: object) -> str | None:

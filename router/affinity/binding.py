@@ -8,11 +8,12 @@ Source: Anthropic fact sheet, section 5.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from router.facts.identity import hashed
 from router.facts.inspect import Facts
 from router.usage import Tokens, Usage
+from router.value import value_class
 
 _MAX_NAME_CHARS = 256
 _MAX_BYTES = 8_192  # what `encode` writes is shorter: two names of 256 characters, twelve bytes each at the most
@@ -20,7 +21,7 @@ _FORMAT = 2
 _FIVE_MINUTES_S, _ONE_HOUR_S = 300, 3600
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Binding:
     """The state of one conversation after its last answer.
 

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from router.usage import Usage
+from router.value import value_class
 
 MAX_TTL_S = 30 * 86_400  # no entry lives longer, so that a purge need not be remembered longer
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class CacheEntry:
     """A complete stored answer: the bytes as first sent, what they cost, and whose they are.
 
@@ -32,7 +33,7 @@ class CacheEntry:
     stored_at_ns: int = 0  # when it had come to its end
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Found:
     """What a look-up came to.
 

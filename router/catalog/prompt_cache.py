@@ -28,10 +28,11 @@ def prompt_cache_effect(usage: Usage, model_id: str, catalog: Catalog) -> tuple[
 
 
 def _touched(usage: Usage) -> bool:
-    return any(
-        tokens.cache_read or tokens.cache_write_5m or tokens.cache_write_1h
-        for tokens in (usage.tokens, *(part.tokens for part in usage.iterations))
-    )
+    return _has_cached(usage.tokens) or any(_has_cached(part.tokens) for part in usage.iterations)
+
+
+def _has_cached(tokens: Tokens) -> bool:
+    return bool(tokens.cache_read or tokens.cache_write_5m or tokens.cache_write_1h)
 
 
 def _moved(usage: Usage, move: Callable[[Tokens], Tokens]) -> Usage:

@@ -14,11 +14,11 @@ Every function takes any JSON value and treats what it does not know as absent.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from router.classify.pressure import has_cue, without_pressure
+from router.value import value_class
 
 # Characters read at each place; together they bound the cost of a label.
 SYSTEM_HEAD, SYSTEM_TAIL = 600, 200
@@ -65,7 +65,7 @@ Key = bytes | tuple[bytes, bytes]
 Part = tuple[int, Set[Key]]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Features:
     """What was read of one request: by place, the distinct keys of each kind that occurs there.
 

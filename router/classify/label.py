@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+from router.value import value_class
 
 # The tasks, as the labelled requests define them; the first seven are structured work, the rest is hard work.
 STRUCTURED_TASKS = ("classification", "extraction", "summarization", "translation", "simple_qa", "rewrite", "chat")
@@ -14,7 +15,7 @@ TASKS = STRUCTURED_TASKS + HARD_TASKS
 PLACES = ("system", "first", "last", "front", "back", "structure")
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Label:
     """What a request asks for and how hard that is.
 
@@ -35,5 +36,10 @@ class Label:
         places = {
             name: round(added, 2) for name, added in zip(PLACES, self.places, strict=False) if abs(added) >= 0.005
         }
-        numbers = {"difficulty": self.difficulty, "confidence": self.confidence, "p_hard": self.p_hard}
-        return {"task": self.task} | {name: round(value, 4) for name, value in numbers.items()} | {"places": places}
+        return {
+            "task": self.task,
+            "difficulty": round(self.difficulty, 4),
+            "confidence": round(self.confidence, 4),
+            "p_hard": round(self.p_hard, 4),
+            "places": places,
+        }

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import exp, log, log2, sqrt
 from typing import Any
 
@@ -24,6 +24,7 @@ from router.classify.followup import is_decided, standing_request
 from router.classify.label import PLACES, STRUCTURED_TASKS, TASKS, Label
 from router.classify.weights import DIFFICULTY, FIELDS, GATE, HEADS, LANE, MOST_ROWS, read_weights, unpack
 from router.errors import SettingsError
+from router.value import value_class
 
 TEXT_PLACES = len(PLACES) - 1
 # What the places of text count together, and what one feature of the structure counts.
@@ -56,7 +57,7 @@ class Explanation:
     features: tuple[tuple[str, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Measured:
     """Calibrated scores before a correction.
 
@@ -117,9 +118,9 @@ class LinearClassifier:
     def _label(self, body: Mapping[str, Any]) -> Label:
         features = extract(body)
         scores, known, counted, sums = self._scores(features)
-        label = self._judge(scores, known, features.length)
         unit = self._unit[LANE]
-        return replace(label, places=tuple([unit * c * s[LANE] for c, s in zip(counted, sums, strict=True)]))
+        places = tuple([unit * c * s[LANE] for c, s in zip(counted, sums, strict=True)])
+        return self._judge(scores, known, features.length, places)
 
     def lane(self, label: Label) -> str:
         """`sonnet` where `p_hard` reaches the shipped threshold, else `haiku`."""
@@ -203,7 +204,7 @@ class LinearClassifier:
         order = min(max(order + 1, 0.0), _MOST_ORDER)
         return Measured(tasks, lane_logit, depth, known / (known + fit["doubt"]), order), chances
 
-    def _judge(self, scores: list[float], known: int, length: int) -> Label:
+    def _judge(self, scores: list[float], known: int, length: int, places: tuple[float, ...]) -> Label:
         """Scores → label, by the calibration and the correction."""
         own = self._correction
         measured, chances = self._measure(scores, known, length)
@@ -218,7 +219,7 @@ class LinearClassifier:
         top = max(chances)
         # Mostly from the lane, so that both meet at 0.5; the difficulty head orders within a lane.
         depth = (odds - _logit(self.lane_threshold)) * 0.7 + measured.depth * 0.3
-        return Label(TASKS[chances.index(top)], _sigmoid(depth), top * evidence, _sigmoid(odds))
+        return Label(TASKS[chances.index(top)], _sigmoid(depth), top * evidence, _sigmoid(odds), places)
 
 
 def _count(parts: list[Part]) -> int:

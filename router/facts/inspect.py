@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from router.facts.identity import SESSION_HEADER, conversation_key, first_turn_key, session_key
 from router.facts.language import code_share, language_of, last_user_text
 from router.facts.vocabulary import FACTS, HEADER_PREFIX, LABEL_FACTS, MASKED, SECRET_HEADERS, may_hold_secret
+from router.value import value_class
 
 if TYPE_CHECKING:
     from router.catalog.lookup import Catalog
@@ -36,7 +37,7 @@ _THINKING = frozenset({None, *FACTS["thinking"].values})
 _EFFORT = frozenset({None, *FACTS["effort"].values})
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Caller:
     """What is known of a request besides its body. `headers` have lower-case names; `hour` and `weekday` are UTC."""
 

@@ -6,7 +6,6 @@ It is told before the last bytes go to the client, because a client may send its
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 
 from router.affinity.binding import bound
 from router.affinity.thinking import thinker_key
@@ -15,9 +14,10 @@ from router.seams import AffinityStore, Binding
 from router.serve.exchange import Exchange
 from router.serve.plan import Plan, Understood
 from router.usage import Usage
+from router.value import value_class
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Recalled:
     """What is known of a conversation: where it is bound, and who thought what it carries (nobody: not known)."""
 

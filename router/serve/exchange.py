@@ -11,9 +11,10 @@ from router.facts.inspect import Facts
 from router.serve.headers import Credential, RawHeaders
 from router.trace.captured import Kept
 from router.trace.record import Trace
+from router.value import value_class
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Incoming:
     """A complete client request. `path` and `query` are the raw bytes of the target, without the `/p/NAME` prefix."""
 

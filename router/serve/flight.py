@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from router.errors import ClientGone, StreamCut, error_body
 from router.seams import CacheEntry
 from router.serve.exchange import ClientWatch, Exchange
 from router.serve.parts import Answered
 from router.trace.record import Trace
+from router.value import value_class
 from router.wire.sse import line_end_behind
 
 _MOST_BEHIND = 256 * 1024  # bytes that a listener may be behind once the flight holds no more than it must
@@ -29,7 +29,7 @@ _LAGGARD_S = 30.0
 _MOST_AT_ONCE = 256 * 1024
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Landed:
     """How a call turned out, as soon as that is known: exactly one of the first three is there.
 
@@ -49,6 +49,7 @@ class Flight:
     def __init__(self, max_bytes: int, trace: Trace) -> None:
         self.watch = ClientWatch()
         self.trace = trace
+        self.loop = asyncio.get_running_loop()  # kept, as to ask for it is a system call each time
         self.lead: str | None = None  # the token with which this process makes the call for all
         self.landed: Landed | None = None
         self.is_private = False  # whatever comes is for the one who made the call
@@ -105,7 +106,7 @@ class Flight:
     async def room(self) -> None:
         """Wait until the slowest listener is near enough; returns at once where all is held anyway."""
         while self._is_overfull() and self._most_behind() > _MOST_BEHIND and not self.watch.is_stopping:
-            loop = asyncio.get_running_loop()
+            loop = self.loop
             self._room = room = loop.create_future()
             places = {listener: listener.at for listener in self._listeners}
             timer = loop.call_later(_LAGGARD_S, self._cut_laggards, places) if len(places) > 1 else None
@@ -220,7 +221,7 @@ class Listener:
         """
         flight, clock = self._flight, self._exchange.clock
         until_s = None if within_s is None else clock.now_s() + within_s
-        timer = None if within_s is None else asyncio.get_running_loop().call_later(within_s, self.wake)
+        timer = None if within_s is None else flight.loop.call_later(within_s, self.wake)
         try:
             while flight.landed is None:
                 is_late = until_s is not None and clock.now_s() >= until_s
@@ -286,7 +287,7 @@ class Listener:
             self._flight.stop()
             if self._flight.is_over:
                 return
-        self._waiting = waiting = asyncio.get_running_loop().create_future()
+        self._waiting = waiting = self._flight.loop.create_future()
         started_s = clock.now_s()
         try:
             if not watch.is_stopping:

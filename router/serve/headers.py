@@ -7,10 +7,9 @@ Unknown headers pass: a beta of tomorrow must work today. What never passes is n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from router.trace.context import traceparent
 from router.trace.record import Trace
+from router.value import value_class
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -61,7 +60,7 @@ _NEVER_DOWN = _HOP_BY_HOP | {
 _NEVER_DOWN_PREFIXES = (b"x-router-", b"cf-", b"x-envoy-", b"x-amzn-")
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Credential:
     """What the client authenticated with: the header it came in and its full value."""
 

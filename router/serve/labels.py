@@ -29,7 +29,7 @@ class RememberedLabels:
         if len(raw) > _MOST_BYTES:
             return self._classifier.label(request.body)
         who = tenant.encode()
-        digest = hashlib.blake2b(b"%d:%b" % (len(who), who), digest_size=16)
+        digest = hashlib.sha256(b"%d:%b" % (len(who), who))  # where processors do it, faster than any other
         digest.update(raw)
         key = digest.digest()
         found = self._labels.get(key)

@@ -6,37 +6,39 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from router.catalog.lookup import Catalog
-from router.seams import AffinityStore, CacheBackend, ContentSink, Deadlines, ItemSink, TraceSink, Upstream
+from router.seams import AffinityStore, CacheBackend, ContentSink, Deadlines, ItemSink, OpenBook, TraceSink
+from router.serve.attempts import Means
 from router.serve.headers import RawHeaders
 from router.serve.plan import Planner
 from router.serve.relay import Relay
+from router.value import value_class
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What the line needs from outside.
 
-    `wall_clock` gives Unix seconds, `jitter` numbers in [0, 1). `report` says an unforeseen exception to the operator,
-    with the trace id. `content` None: no content is captured. `sends_trace_context` says that calls carry a
-    `traceparent`.
+    `wall_clock` gives Unix seconds. `means` are what attempts are made with. `report` says an unforeseen exception to
+    the operator, with the trace id. `content` None: no content is captured. `sends_trace_context` says that calls carry
+    a `traceparent`.
     """
 
     planner: Planner
     catalog: Catalog
     cache: CacheBackend | None
     affinity: AffinityStore | None
-    upstream: Upstream
+    means: Means
     deadlines: Deadlines
     sinks: tuple[TraceSink, ...]
     items: ItemSink
     wall_clock: Callable[[], float]
-    jitter: Callable[[], float]
     report: Callable[[str, BaseException], None]
     content: ContentSink | None = None
+    open_book: OpenBook | None = None
     sends_trace_context: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Answered:
     """What answers a request, with the headers that came with it: a whole body, or a relay to read.
 
@@ -53,7 +55,7 @@ class Answered:
     after_last_byte: Callable[[], None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Outgoing:
     """What goes to the client, complete headers included: a whole body, or a relay to read from."""
 

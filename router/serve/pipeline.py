@@ -34,6 +34,8 @@ class Pipeline:
     def begin(self, exchange: Exchange) -> None:
         """Take note of a request that is complete and whose caller is known, before anything is done about it."""
         content, trace = self._parts.content, exchange.trace
+        if self._parts.open_book is not None:
+            self._parts.open_book.begin(trace)
         if content is not None and trace.endpoint in CAPTURED:
             room = content.room(root_span_id(trace))  # never the caller's choice, as a continued trace id is
             exchange.kept = Kept(room) if room else None

@@ -27,6 +27,7 @@ from router.serve.exchange import Exchange
 from router.serve.headers import RawHeaders, upstream_headers
 from router.serve.labels import RememberedLabels
 from router.serve.route import Router
+from router.value import value_class
 from router.wire.messages import MessagesRequest, read_request
 
 # Answers that depend on more than the request: state kept by the provider, or the world outside.
@@ -45,7 +46,7 @@ class PolicySource(Protocol):
     def current(self) -> PolicySet: ...
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Understood:
     """A request read and decided on, before it is known where its conversation is bound.
 
@@ -75,7 +76,7 @@ class Understood:
         return thinking_keys(self.facts.tenant, self.request.body) or ()
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Plan:
     """A request understood and decided: what to send, where, and under which cache key.
 

@@ -14,13 +14,12 @@ Source: Anthropic fact sheet, sections 3, 4, 14 and 18.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from router.catalog.records import Model
 from router.swap import rules
 from router.swap.adapt import Edit, needed
 from router.swap.betas import doubtful
 from router.swap.messages import conversation
+from router.value import value_class
 from router.wire.messages import MessagesRequest
 
 # `input_tokens` is an estimate: a quarter more is allowed for, and half more where the tokenizer may yield more tokens
@@ -30,7 +29,7 @@ _MARGIN_TOKENS = 1024
 _MAX_REASONS = 16  # they go into the trace, and a hostile body could have thousands
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Verdict:
     """Whether a model may serve a request: `reasons` against it, or `edits` to make in the body so that it may.
 

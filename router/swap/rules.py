@@ -9,11 +9,11 @@ Source: Anthropic fact sheet, sections 3 (what each model accepts), 4, 13, 14 an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeGuard
 
 from router.catalog.records import EFFORT_ORDER, Model
+from router.value import value_class
 
 _MAX_TOOLS = 2_000  # a longer list is not checked but refused: the check runs on the request path
 
@@ -39,7 +39,7 @@ _PLAIN_TOOL_FIELDS = frozenset(
 _ADVANCED_TOOL_FIELDS = frozenset({"defer_loading", "input_examples", "allowed_callers"})
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Case:
     """One swap under examination. `asked` is None for a virtual model, which has no behaviour of its own to keep.
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from router.errors import InvalidRequest
+from router.value import value_class
 
 MAX_DEPTH = 254  # levels; the writer of the comparison goes no deeper, and no real schema comes near
 MAX_MODEL_CHARS = 256
@@ -32,7 +32,7 @@ _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _SCALAR_END = re.compile(rb"[,}\]\s]")
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class MessagesRequest:
     """A body that the Messages API could take: the bytes as received beside a parsed view.
 

@@ -66,7 +66,7 @@ async def test_a_storm_of_clients_that_leave_mixes_nothing_up(redis_server, caps
             assert len(words) == 250
             found = figures(other)["hits"]
             say(capsys, f"storm: {words.count('miss')} misses, {words.count('coalesced')} joined, {found} in Redis")
-            assert found == 125
+            assert found >= 125  # a client that left may have had its own look-up
             await until(lambda: not other.app.api._watches)
             assert sum(at.app.pipeline.stats()["under_way"] for at in (s, other)) == 0
 

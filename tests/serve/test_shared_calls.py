@@ -282,6 +282,24 @@ async def test_a_fallbacks_answer_is_for_its_leader_alone():
         assert up.asked == 3
 
 
+async def test_the_only_lane_is_shared_and_kept_although_its_breaker_is_open():
+    """No other lane is chosen, so that nothing is private: one call, and its answer is stored."""
+    async with driven(CACHED) as (s, up):
+        s.app.breakers.now_s = lambda: 0.0
+        for number in range(1, 6):
+            asking = asyncio.ensure_future(s.messages())
+            await (await up.call(number)).answer(error("529 O", "overloaded_error"))
+            assert (await asking).status == 529
+        assert [each.state for each in s.app.breakers.states()] == ["open"]
+        asking = asyncio.gather(*(s.messages() for _ in range(10)))
+        call = await up.call(6)
+        await under_way(s, 10)
+        await call.answer(http(message()))
+        assert sorted(reply.header("x-router-cache") for reply in await asking) == ["coalesced"] * 9 + ["miss"]
+        assert (await s.messages()).header("x-router-cache") == "hit"
+        assert up.asked == 6
+
+
 async def test_who_waited_too_long_for_another_asks_for_itself(monkeypatch):
     """A rule's `timeout` bounds the waiting for somebody else's call; and after a second in vain nobody joins again."""
     monkeypatch.setattr("router.serve.cached._JOINS_AGAIN_S", 0.0)
