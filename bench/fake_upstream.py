@@ -128,6 +128,8 @@ class Answering(asyncio.Protocol):
 
     def answer(self, body: bytes, call: int) -> None:
         """Answer the request with this body, the `call`th of all."""
+        if self.transport.is_closing():
+            return
         if b'"stream":true' not in body:
             self.transport.write(self.plain)
         elif b'"max_tokens":4096' not in body:

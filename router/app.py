@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import random
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
@@ -24,12 +22,17 @@ from router.classify.model import LinearClassifier
 from router.doorkeeper import checked_ties, client_keys, doorkeeper
 from router.errors import SettingsError
 from router.facts.vocabulary import WEEKDAYS
+from router.log import report
 from router.otel import open_otlp, origin_of
+from router.overload import open_overload
 from router.policy.check import compile_folder
 from router.policy.compile import PolicySet
 from router.policy.history import PolicyHistory
 from router.policy.store import PolicyStore
 from router.seams import Deadlines, TraceSink, Upstream
+from router.serve.attempts import Means
+from router.serve.breaker import Breakers
+from router.serve.budget import RetryBudget
 from router.serve.headers import Credential
 from router.serve.labels import RememberedLabels
 from router.serve.parts import Parts
@@ -37,7 +40,7 @@ from router.serve.passthrough import Passthrough
 from router.serve.pipeline import Pipeline
 from router.serve.plan import Planner
 from router.serve.refresh import ModelRefresh
-from router.settings import Settings, refresh_s, traces_keep_s
+from router.settings import Settings, keep_alive_s, refresh_s, traces_keep_s
 from router.stores import cache_secret, maintained, open_stores
 from router.trace.again import decide_again
 from router.trace.items import BatchItems
@@ -50,9 +53,13 @@ from router.trace.upkeep import Retention
 from router.upstream.http1 import Http1Upstream
 from router.web.admin import AdminServices, create_admin
 from router.web.api import Api, ApiServices
+from router.web.http.lobby import Lobby
 from router.web.status import StatusServices
 
 _log = logging.getLogger("router")
+
+_FOLLOWERS_S = 1.0  # for what follows the policies and the models, at a stop
+_NO_LISTENER: Mapping[str, int] = {"open": 0, "accepted": 0, "refused": 0}
 
 
 class App:
@@ -70,6 +77,7 @@ class App:
             compile_folder, catalog=self.catalog, classify=self.classifier.label, folder=settings.policies
         )
         self._is_serving = False
+        self.listener: Callable[[], Mapping[str, int]] = lambda: _NO_LISTENER  # figures of whoever serves `api`
         ring = client_keys(settings)
         self._ties: tuple[tuple[str, str], ...] = ()  # names of keys with a policy of their own, and of that policy
         self.policies = PolicyStore(
@@ -85,7 +93,10 @@ class App:
         self._ties = checked_ties(settings, ring, self.policies.current.policies)
         self.stores = open_stores(settings)
         cache = self.stores.cache
-        self.upstream = Http1Upstream(settings.upstream_url)
+        self.upstream = Http1Upstream(settings.upstream_url, takes_private=settings.upstream_private == "allow")
+        self.retry_budget = RetryBudget(time.monotonic)
+        self.breakers = Breakers(time.monotonic, random.random, _say_breaker)
+        self.overload = open_overload(settings)
         self.capture = open_capture(settings)
         self.otlp = open_otlp(settings, os.environ if environment is None else environment, version("model-router"))
         self.traces: SqliteTraceSink | None = open_sink(
@@ -100,6 +111,9 @@ class App:
         gauges: dict[str, Callable[[], Mapping[str, int]]] = {
             "upstream_pool": self.upstream.stats,
             "policies": self._policy_figures,
+            "listener": self._listener_figures,
+            "retry_budget": self.retry_budget.stats,
+            "admission": self.overload.figures,
         }
         if cache is not None:
             gauges["cache"] = cache.stats
@@ -118,15 +132,27 @@ class App:
             gauges["otlp"] = self.otlp.stats
         if self.capture is not None:
             gauges["capture"] = self.capture.stats
+        rest_s = keep_alive_s(settings)
+        self.lobbies = {n: Lobby(report=report, keep_alive_s=rest_s) for n in ("connections", "admin_connections")}
+        gauges |= {name: lobby.stats for name, lobby in self.lobbies.items()}
         self.recent = RecentTraces()
         self.metrics = MetricsSink(
             gauges=gauges,
             distributions={name: link.latencies for name, link in self.stores.links.items()},
             revision=lambda: self.policies.current.revision,
+            lanes=self._lane_figures,
+            is_known=lambda name: self.catalog.find(name) is not None,
+            turned_away=lambda: self.overload.admission.turned_away,
             names=SEMCONV[settings.otel_semconv],
             origin=origin_of(settings.upstream_url),
         )
-        sinks: tuple[TraceSink | None, ...] = (self.traces, self.metrics, self.recent, self.otlp)
+        sinks: tuple[TraceSink | None, ...] = (
+            self.traces,
+            self.metrics,
+            self.recent,
+            self.otlp,
+            self.overload.failures,
+        )
         planner = Planner(
             self.policies,
             self.catalog,
@@ -139,16 +165,17 @@ class App:
             catalog=self.catalog,
             cache=cache,
             affinity=self.stores.affinity,
-            upstream=self.upstream,
+            means=Means(self.upstream, random.random, self.retry_budget, self.breakers),
             deadlines=Deadlines(),
             sinks=tuple(sink for sink in sinks if sink is not None),
             items=BatchItems(self.traces, (self.metrics, self.recent)),
             wall_clock=time.time,
-            jitter=random.random,
             content=self.capture,
+            open_book=self.traces,
             sends_trace_context=settings.trace_context_out == "on",
-            report=_report,
+            report=report,
         )
+        self.overload.shedding.sinks = parts.sinks
         self.pipeline = Pipeline(parts)
         self.api = Api(
             ApiServices(
@@ -158,7 +185,9 @@ class App:
                 new_trace_id=TraceIds(os.urandom),
                 monotonic=time.perf_counter,
                 wall_clock_ns=time.time_ns,
-                report=_report,
+                report=report,
+                admission=self.overload.admission,
+                shedding=self.overload.shedding,
                 is_trace_continued=settings.trace_context == "continue",
             )
         )
@@ -187,6 +216,7 @@ class App:
             gauges=lambda: {name: ask() for name, ask in gauges.items()},
             now_ns=time.time_ns,
             links=tuple(self.stores.links),
+            breakers=lambda: [state.shown() for state in self.breakers.states()],
             cache_kind=kind_of(settings.cache),
             capture=settings.capture,
             version=version("model-router"),
@@ -202,9 +232,10 @@ class App:
 
     def _say_reload(self, was_taken: bool, outcome: str) -> None:
         if not was_taken:
-            _log.error("policies: refused, the last good set keeps serving\n%s", outcome)
+            extra = {"event": "policies_refused", "is_block": True}
+            _log.error("policies: refused, the last good set keeps serving\n%s", outcome, extra=extra)
             return
-        _log.info("policies: revision %s is in force", outcome)
+        _log.info("policies: revision %s is in force", outcome, extra={"event": "policies_in_force"})
         if self._is_serving:
             _say_warnings(self.policies.current)
         for key, policy in self._ties:
@@ -217,6 +248,7 @@ class App:
         """Begin to watch the policies; from now on `/readyz` answers 200."""
         if self.stores.cache is not None:
             await self.stores.cache.start()
+        self.overload.start()
         self._watch = asyncio.get_running_loop().create_task(self.policies.run(self._stopping))
         if self.refresh is not None:
             self._refreshing = asyncio.get_running_loop().create_task(self.refresh.run(self._stopping))
@@ -230,10 +262,15 @@ class App:
     async def stop(self) -> None:
         """Let everything go; what was traced is in the store when this returns."""
         self.drain()
-        for following in (self._watch, self._refreshing):
-            if following is not None:
-                with contextlib.suppress(asyncio.CancelledError):
-                    await following
+        if following := [task for task in (self._watch, self._refreshing) if task is not None]:
+            ended, late = await asyncio.wait(following, timeout=_FOLLOWERS_S)
+            for task in ended:
+                if not task.cancelled() and (error := task.exception()) is not None:
+                    report("", error)
+            for task in late:
+                _log.warning("stopping: the policies folder or the list of models does not answer; left behind")
+                task.cancel()
+        self.overload.stop()
         try:
             await self.pipeline.close()
             await self.upstream.close()
@@ -243,6 +280,12 @@ class App:
             sinks = [sink.close for sink in (self.traces, self.capture, self.otlp) if sink is not None]
             closing = [asyncio.to_thread(close) for close in sinks]
             await asyncio.gather(*closing, *(() if self.desk is None else (self.desk.close(),)))
+
+    def _listener_figures(self) -> Mapping[str, int]:
+        return self.listener()
+
+    def _lane_figures(self) -> Mapping[tuple[str, str], Mapping[str, int]]:
+        return {(state.lane, state.model): state.figures() for state in self.breakers.states()}
 
     def _flight_figures(self) -> Mapping[str, int]:
         return self.pipeline.stats()
@@ -263,7 +306,12 @@ class App:
         return {**self.policies.status(), "models": None if self.refresh is None else self.refresh.status()}
 
     def _readiness(self) -> tuple[bool, Mapping[str, Any]]:
-        return self._is_serving, {"revision": self.policies.current.revision, "serving": self._is_serving}
+        return self._is_serving and not self.overload.is_starved, {
+            "revision": self.policies.current.revision,
+            "serving": self._is_serving,
+            "draining": self._stopping.is_set(),
+            "is_short_of_memory": self.overload.is_starved,
+        }
 
 
 class Calendar:
@@ -336,17 +384,16 @@ def _model_refresh(settings: Settings, upstream: Upstream, catalog: Catalog) -> 
     return ModelRefresh(upstream, catalog, credential, every_s, wall_clock=time.time, observe=_say_refresh)
 
 
+def _say_breaker(lane: str, model: str, left: str, state: str) -> None:
+    level = logging.WARNING if state == "open" else logging.INFO
+    _log.log(level, "breaker: lane `%s`, model `%s`: %s, was %s", lane, model[:100], state, left)
+
+
 def _say_refresh(is_ok: bool, text: str) -> None:
     if is_ok:
         _log.info("models: refreshed: %s", text)
     else:
         _log.error("models: not refreshed, what was known stays in force: %s", text)
-
-
-def _report(trace_id: str, error: BaseException) -> None:
-    """Say where an unforeseen error came from; its message is left out, because it may hold a client's words."""
-    places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
-    _log.error("trace %s: unforeseen %s at %s", trace_id, type(error).__name__, " < ".join(reversed(places)))
 
 
 __all__ = ["App", "Calendar", "Catalog", "shipped_classifier"]

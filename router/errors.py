@@ -99,6 +99,18 @@ class ClientGone(RouterError):
     code, status, wire_type, source = "R107", 499, "invalid_request_error", "client"
 
 
+class MalformedRequest(RouterError):
+    """The bytes are no plain HTTP/1.1 request (400), or one that is not served: 414, 417, 431, 501, 505."""
+
+    code, status, wire_type, source = "R120", 400, "invalid_request_error", "client"
+
+
+class SlowRequest(RouterError):
+    """The head or the body of a request stopped coming, or came too slowly."""
+
+    code, status, wire_type, source = "R121", 408, "timeout_error", "client"
+
+
 # R2xx: policy and settings
 
 
@@ -147,6 +159,12 @@ class StreamCut(RouterError):
     code, status, wire_type, source = "R305", 502, "api_error", "upstream"
 
 
+class OutcomeUnknown(RouterError):
+    """The upstream may have done what was asked (a batch, a file) and its answer was lost; it is not sent again."""
+
+    code, status, wire_type, source = "R306", 502, "api_error", "upstream"
+
+
 # R4xx: cache
 
 
@@ -184,3 +202,9 @@ class ShuttingDown(RouterError):
     """The router was stopped and its grace period ended before the answer was there; another replica may serve."""
 
     code, status, wire_type, source = "R902", 503, "api_error", "router"
+
+
+class Overloaded(RouterError):
+    """The router, or this client's share of it, is full: the request was turned away."""
+
+    code, status, wire_type, source = "R903", 529, "overloaded_error", "router"

@@ -14,25 +14,32 @@ from router.cache.entry import CacheEntry, CacheStats, Found, PurgeReport
 from router.classify.label import Label
 from router.trace.captured import Content
 from router.trace.record import Trace
+from router.value import value_class
 from router.wire.messages import MessagesRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """Seconds each phase of an upstream call may take; `idle` is the longest silence inside an answer."""
+    """Seconds each phase of an upstream call may take.
 
-    connect: float = 5.0
+    `idle` is the longest silence inside an answer, in which a `ping` is no silence; `total` is all of it, from the
+    start of the call to the last byte of the answer.
+    """
+
+    connect: float = 2.0
     tls: float = 5.0
     first_byte: float = 600.0
     idle: float = 300.0
+    total: float = 3600.0
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class UpstreamCall:
     """One HTTP request to the upstream: bytes that are sent as they are.
 
     `headers` are complete but for `host` and `content-length`, which the adapter adds; names are lower case and no
-    value holds CR, LF or NUL. `target` is path and query.
+    value holds CR, LF or NUL. `target` is path and query. `is_once` is for what must not be done twice: such a call has
+    a connection of its own, because on one that was used before, nobody can tell whether it arrived.
     """
 
     method: str
@@ -40,6 +47,7 @@ class UpstreamCall:
     headers: list[tuple[bytes, bytes]]
     body: bytes
     deadlines: Deadlines
+    is_once: bool = False
 
 
 class UpstreamReply(Protocol):
@@ -61,7 +69,13 @@ class UpstreamReply(Protocol):
 
 
 class PendingCall(Protocol):
-    """A call under way; `abort()` ends it wherever it is (connecting, sending, waiting) with `ClientGone`."""
+    """A call under way; `abort()` ends it wherever it is (connecting, sending, waiting) with `ClientGone`.
+
+    `is_resent`: it went out twice, because a connection that had been used before ended without a byte of an answer.
+    The upstream may have seen both.
+    """
+
+    is_resent: bool
 
     async def reply(self) -> UpstreamReply: ...
 
@@ -145,6 +159,12 @@ class AffinityStore(Protocol):
     def stats(self) -> Mapping[str, int]: ...
 
     async def close(self) -> None: ...
+
+
+class OpenBook(Protocol):
+    """Knows the requests that have begun. `begin` never raises and never waits; the sinks are told of the end."""
+
+    def begin(self, trace: Trace) -> None: ...
 
 
 class TraceSink(Protocol):

@@ -13,11 +13,11 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from router.errors import SettingsError
 from router.policy.source import read_source, render
 from router.policy.words import duration_s
+from router.urls import check_url, is_loopback, without_password
 
 CONFIG_VARIABLE = "ROUTER_CONFIG"
 DEFAULT_FILE = "router.yaml"
@@ -30,16 +30,19 @@ _NUMBERS = {
     "workers": (1, 64),
     "capture_max_kb": (1, 16_384),
     "traces_max_mb": (16, 1_048_576),
+    "max_concurrent": (1, 1_000_000),
+    "max_concurrent_per_tenant": (1, 1_000_000),
+    "max_body_mb": (32, 1_048_576),
+    "max_lag_ms": (0, 10_000),
 }
 _CHOICES = {
     "otel_semconv": ("released", "next"),
     "trace_context": ("restart", "continue"),
     "trace_context_out": ("off", "on"),
+    "log_format": ("auto", "json", "text"),
+    "log_level": ("debug", "info", "warning", "error"),
+    "upstream_private": ("refuse", "allow"),
 }
-
-# Greedy: where a password holds an `@` or `/` that nobody escaped, the last `@` ends it.
-_CREDENTIAL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*:/*)(.*)@", re.DOTALL)
-_OPTION = re.compile(r"([?&][^=&#]*(?:pass|pwd|secret|token|key|auth)[^=&#]*=)[^&#]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Settings:
     admin_port: int = 8081
     admin_token: str | None = None
     upstream_url: str = "https://api.anthropic.com"
+    upstream_private: str = "refuse"
     upstream_api_key: str | None = None
     public_url: str | None = None
     keys: str | None = None
@@ -63,7 +67,17 @@ class Settings:
     traces_keep: str = "30d"
     traces_max_mb: int = 2048
     jobs: str | None = None
+    max_concurrent: int = 4_000
+    max_concurrent_per_tenant: int | None = None
+    max_body_mb: int = 1_024
+    max_lag_ms: int = 20
+    log_format: str = "auto"
+    log_level: str = "info"
     workers: int = 1
+    worker_timeout: str = "10s"
+    keep_alive: str = "650s"
+    drain_timeout: str = "28s"
+    drain_delay: str = "off"
     catalog: str | None = None
     classifier_correction: str | None = None
     models_refresh: str = "off"
@@ -85,6 +99,10 @@ SETTINGS: Mapping[str, str] = {
     "admin_port": "port of the admin listener; 0 takes a free one",
     "admin_token": "secret that the admin listener asks for",
     "upstream_url": "origin of the Messages API, `https://…` (or `http://…`)",
+    "upstream_private": (
+        "whether a public host name of `upstream_url` may lead to private addresses: `refuse`, or `allow` for a name "
+        "service of your own; an address, or a name of the house such as `gateway.internal`, needs no leave"
+    ),
     "upstream_api_key": "secret; set: the router holds the upstream's key and clients authenticate with `keys`",
     "public_url": (
         "origin and prefix that clients use, e.g. `https://router.example`; unset: scheme and Host of the request"
@@ -104,7 +122,20 @@ SETTINGS: Mapping[str, str] = {
     "traces_keep": "how long traces are kept, such as `12h` or `90d`, or `off`: for ever; sums are kept longer",
     "traces_max_mb": "megabytes that the store may use before the oldest traces go, 16 to 1048576",
     "jobs": "where deferred requests live; unset: the database of `traces`",
-    "workers": "server processes on this host",
+    "max_concurrent": "requests at work at a time, from arrival until the answer begins; more are turned away",
+    "max_concurrent_per_tenant": "requests of one tenant under way at a time, streams too; unset: a fair share",
+    "max_body_mb": "megabytes of request bodies held at a time, 32 to 1048576",
+    "max_lag_ms": "how many milliseconds late the event loop may be before tenants are held to their shares; 0: any",
+    "log_format": "`json`, `text`, or `auto`: text on a terminal, else JSON",
+    "log_level": "`debug`, `info`, `warning` or `error`",
+    "workers": "server processes on this host, 1 to 64; they share the listeners",
+    "worker_timeout": "how long a worker's event loop may stand still before the worker is replaced, `1s` to `10m`",
+    "keep_alive": (
+        "how long a client's connection may rest between two requests, `1s` to `1d`; longer than a proxy in front "
+        "keeps it"
+    ),
+    "drain_timeout": "how long requests under way may go on after SIGTERM, `1s` to `1d`; then they end with an error",
+    "drain_delay": "how long new connections are still taken after SIGTERM, up to `10m`, or `off`; `/readyz` says 503",
     "catalog": "file with models and prices in place of the shipped one",
     "classifier_correction": "file that `router classify train` wrote from your own labels; read at start",
     "models_refresh": (
@@ -239,10 +270,10 @@ def _typed(name: str, value: Any, origin: str) -> Any:
 
 def _check(settings: Settings) -> None:
     """What only shows when settings are seen together."""
-    _check_url("upstream_url", settings.upstream_url, "https://HOST[:PORT]")
+    check_url("upstream_url", settings.upstream_url, "https://HOST[:PORT]")
     if settings.public_url is not None:
-        _check_url("public_url", settings.public_url, "https://HOST[:PORT][/PREFIX]")
-    if settings.admin_token is None and not _is_loopback(settings.admin_host):
+        check_url("public_url", settings.public_url, "https://HOST[:PORT][/PREFIX]")
+    if settings.admin_token is None and not is_loopback(settings.admin_host):
         raise SettingsError(
             f"`admin_host` is `{settings.admin_host}` and `admin_token` is not set",
             hint="off loopback the admin listener needs a token: set ROUTER_ADMIN_TOKEN or ROUTER_ADMIN_TOKEN_FILE",
@@ -256,16 +287,15 @@ def _check(settings: Settings) -> None:
         raise SettingsError("`keys` is set and `upstream_api_key` is not: there is no key to send upstream")
     for name, words in _CHOICES.items():
         if (given := getattr(settings, name)) not in words:
-            raise SettingsError(f"`{name}` is `{given}`, expected `{words[0]}` or `{words[1]}`")
+            raise SettingsError(f"`{name}` is `{given}`, expected {' or '.join(f'`{word}`' for word in words)}")
     refresh_s(settings)
     traces_keep_s(settings)
     capture_share(settings)
     capture_keep_s(settings)
-    if settings.workers != 1:
-        raise SettingsError(
-            f"`workers` is {settings.workers}; this version serves with 1",
-            hint="run several processes on ports of their own behind a load balancer",
-        )
+    worker_timeout_s(settings)
+    keep_alive_s(settings)
+    drain_timeout_s(settings)
+    drain_delay_s(settings)
 
 
 def refresh_s(settings: Settings) -> float | None:
@@ -319,29 +349,29 @@ def capture_keep_s(settings: Settings) -> float:
     return keep_s
 
 
-def _check_url(name: str, value: str, expected: str) -> None:
-    """Refuse what is no URL of a server: another scheme, no host, a query, a credential, anything but visible ASCII."""
-    try:
-        url = urlsplit(value)
-        is_url = url.scheme in ("http", "https") and url.hostname and url.port != 0 and "@" not in url.netloc
-    except ValueError as exc:
-        raise SettingsError(f"`{name}` is `{without_password(value)}`: {str(exc).lower()}") from exc
-    if not is_url or "?" in value or "#" in value or not all("!" <= char <= "~" for char in value):
-        raise SettingsError(f"`{name}` is `{without_password(value)}`, expected `{expected}`")
+def worker_timeout_s(settings: Settings) -> float:
+    """Seconds that a worker's event loop may stand still. Raises SettingsError."""
+    return _span_s("worker_timeout", settings.worker_timeout, "1s", "10m")
 
 
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
+def keep_alive_s(settings: Settings) -> float:
+    """Seconds that a client's connection may rest between two requests. Raises SettingsError."""
+    return _span_s("keep_alive", settings.keep_alive, "1s", "1d")
 
 
-def without_password(url: str) -> str:
-    """A URL for people to read: `(set)` stands for its password, and for a user name without one, which may be a token.
+def drain_timeout_s(settings: Settings) -> float:
+    """Seconds that requests under way may go on once the router was told to stop. Raises SettingsError."""
+    return _span_s("drain_timeout", settings.drain_timeout, "1s", "1d")
 
-    A text that is no URL comes back as it is.
-    """
 
-    def hidden(found: re.Match[str]) -> str:
-        user, colon, _ = found[2].partition(":")
-        return f"{found[1]}{f'{user}:' if colon else ''}(set)@"
+def drain_delay_s(settings: Settings) -> float:
+    """Seconds for which new connections are still taken then; 0 where that is off. Raises SettingsError."""
+    return 0.0 if settings.drain_delay == "off" else _span_s("drain_delay", settings.drain_delay, "1ms", "10m")
 
-    return _OPTION.sub(r"\1(set)", _CREDENTIAL.sub(hidden, url))
+
+def _span_s(name: str, given: str, least: str, most: str) -> float:
+    """The seconds of a duration between two others. Raises SettingsError."""
+    span_s = duration_s(given)
+    if span_s is None or not (duration_s(least) or 0.0) <= span_s <= (duration_s(most) or 0.0):
+        raise SettingsError(f"`{name}` is `{given}`, expected `{least}` to `{most}`, such as `20s`")
+    return span_s

@@ -24,7 +24,8 @@ from router.cache.redis import RedisCache
 from router.errors import SettingsError
 from router.redis_link import RedisLink, check_redis_url
 from router.seams import AffinityStore, CacheBackend
-from router.settings import Settings, without_password
+from router.settings import Settings
+from router.urls import without_password
 
 _log = logging.getLogger("router")
 

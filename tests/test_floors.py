@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "router"
 
 # Module (or folder) → floor. West (adapters) and east (the flow) share floor 4 and never import each other.
 FLOORS: dict[str, str] = {
-    "errors": "0",
+    "errors": "0", "value": "0",
     "wire": "1", "usage": "1", "catalog": "1",
     "facts": "2", "swap": "2", "classify": "2", "trace.record": "2", "trace.export": "2",
     "trace.filters": "2", "trace.rows": "2", "trace.semconv": "2", "trace.spans": "2",
@@ -25,7 +25,8 @@ FLOORS: dict[str, str] = {
     "serve": "4 east",
     "web": "5",
     "settings": "6", "otel": "6", "app": "6", "stores": "6", "doorkeeper": "6", "capture_file": "6",
-    "catalog_file": "6", "cli": "6",
+    "catalog_file": "6", "overload": "6", "log": "6", "cgroup": "6", "urls": "6", "cli": "6",
+    "supervisor": "6", "control": "6", "worker_process": "6",
     "simulator": "apart",
 }  # fmt: skip
 

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 import click
 
 from router.errors import SettingsError
-from router.settings import Settings, without_password
+from router.settings import Settings
+from router.urls import without_password
 
 _CONNECT_S = 5.0
 _MOST_ANSWER = 64 * 1024 * 1024  # bytes

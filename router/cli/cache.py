@@ -23,7 +23,8 @@ from router.catalog_file import load_catalog
 from router.cli.admin import admin_url, connection_to, reason_of
 from router.cli.trace import plain, print_table, saying_errors
 from router.errors import BadFilter, CacheUnavailable
-from router.settings import Settings, resolve, without_password
+from router.settings import Settings, resolve
+from router.urls import without_password
 
 _LIMIT_S = 600.0  # a purge looks through every entry before it answers
 _MOST_ANSWER = 16 * 1024 * 1024  # bytes

@@ -8,7 +8,8 @@ import os
 import click
 
 from router.otel import check_otel
-from router.settings import SECRETS, SETTINGS, Settings, resolve, without_password
+from router.settings import SECRETS, SETTINGS, Settings, resolve
+from router.urls import without_password
 
 
 @click.group()

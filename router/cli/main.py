@@ -52,10 +52,15 @@ def main() -> None:
     try:
         cli.main(standalone_mode=True)
     except RouterError as exc:
-        click.echo(f"error {exc.code}: {exc.message}", err=True)
-        if exc.hint:
-            click.echo(f"  hint: {exc.hint}", err=True)
-        sys.exit(2 if isinstance(exc, SettingsError) else 1)
+        sys.exit(complain(exc))
+
+
+def complain(exc: RouterError) -> int:
+    """Say what is wrong and what to do, on standard error; returns the exit status."""
+    click.echo(f"error {exc.code}: {exc.message}", err=True)
+    if exc.hint:
+        click.echo(f"  hint: {exc.hint}", err=True)
+    return 2 if isinstance(exc, SettingsError) else 1
 
 
 if __name__ == "__main__":

@@ -149,10 +149,18 @@ def _screen(found: Mapping[str, Any]) -> Iterator[str]:
         up = "up" if link["is_up"] else "DOWN"
         failed, last = f"{link['failed']:,} of {link['asked']:,} failed", seconds(link["last_latency_us"] / 1e6)
         yield f"{plain(name):<9}  {up}, last reply {last}, {failed}"
+    load = found.get("load") or {}  # absent in the answer of an older router
+    if load:
+        at_work, held_mb = f"{load['working']:,} at work, {load['streaming']:,} streams", load["body_bytes"] / 1e6
+        yield f"load       {at_work}, {held_mb:,.1f} MB of bodies, {load['turned_away']:,} turned away since the start"
     pool = found["upstream"] or {}
     yield "upstream   " + ", ".join(f"{pool.get(name, 0):,} {name}" for name in ("open", "idle", "opening", "waiting"))
     for lane, ends in recent["lanes"].items():
         yield f"  {plain(lane):<9}" + ", ".join(f"{count:,} {plain(end)}" for end, count in ends.items())
+    for each in found.get("breakers", ()):  # absent in the answer of an older router
+        if each["state"] != "closed":
+            wait = f", tried again in {each['open_for_s']:g} s" if each["state"] == "open" else ""
+            yield f"breaker    {plain(each['lane'])} ({plain(each['model'])}): {each['state']}{wait}"
     yield from _sinks(found)
     for title, notes in (("wrong", found["problems"]), ("look at", found["warnings"])):
         for note in notes:

@@ -81,7 +81,10 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
             ("task", "Labelled as this task."),
             ("tenant", "From this tenant."),
             ("key", "With this key."),
-            ("outcome", "Ended so: ok, client_error, upstream_error, cut, client_closed, internal_error."),
+            (
+                "outcome",
+                "Ended so: ok, client_error, upstream_error, cut, client_closed, internal_error, shed, …",
+            ),
             ("status", "Answered with this HTTP status: `429`, or all of a class: `5xx`."),
             ("cache", "hit, miss, bypass or coalesced."),
             ("cache-reason", "Not looked up, or not kept, because of this: off, rule, no-store, failed, fallback, …"),

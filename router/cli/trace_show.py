@@ -165,6 +165,8 @@ def _attempt(attempt: dict[str, Any]) -> str:
         parts.append(f"retry after {attempt['retry_after_s']:g} s")
     if attempt.get("first_byte_s") is not None:
         parts.append(f"first byte at {seconds(attempt['first_byte_s'])}")
+    if attempt.get("is_resent"):
+        parts.append("sent twice")
     parts.append(f"cost {dollars(attempt.get('cost_usd'))}")
     return "  ".join(parts)
 

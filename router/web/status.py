@@ -32,6 +32,7 @@ Figures = Mapping[str, Any]
 _HOUR_NS = 3_600 * 10**9
 _KEY_SINCE = "1d"
 _FEW = 5  # attempts: with fewer of them a lane is not called broken
+_MEMORY_SHORT = 85  # percent of the limit: from here on requests are turned away
 _MANY_WAIT = 5_000  # traces: a store that keeps up has a few hundred at most
 _MANY_CONTENTS = 500
 _LOST = ("dropped", "thinned", "failed", "set_aside")
@@ -43,8 +44,8 @@ class StatusServices:
     """What the rooms of status need beside the trace store.
 
     `recent` gives the figures of the last minutes, `gauges` those of each part by name (as in the metrics), `links` are
-    the names of those that are links to Redis. `content` gives what was captured under a trace id; None: there is none.
-    `now_ns` is Unix time.
+    the names of those that are links to Redis, `breakers` gives the state of each lane's. `content` gives what was
+    captured under a trace id; None: there is none. `now_ns` is Unix time.
     """
 
     readiness: Callable[[], tuple[bool, Figures]]
@@ -53,6 +54,7 @@ class StatusServices:
     gauges: Callable[[], Mapping[str, Figures]]
     now_ns: Callable[[], int]
     links: tuple[str, ...] = ()
+    breakers: Callable[[], list[dict[str, Any]]] = list
     cache_kind: str = "off"
     capture: str = "off"
     version: str = ""
@@ -147,7 +149,9 @@ def describe(
     is_ready, _ = services.readiness()
     policy, recent, gauges = services.policy_status(), services.recent(), services.gauges()
     now_ns = services.now_ns()
+    breakers = services.breakers()
     problems = [*_serving(is_ready, policy), *_redis(services.links, gauges), *_traffic(recent), *_sinks(gauges)]
+    problems += [*_load(gauges), *_breakers(breakers)]
     if no_money_because is not None:
         then = no_money_because.hint or "look at the log of the router"
         problems.append(_note(f"the trace store cannot be asked: {no_money_because.message}", then))
@@ -170,7 +174,10 @@ def describe(
         "money": money or None,
         "cache": {"kind": services.cache_kind, "hit_share": recent.get("cache_hit_share"), **gauges.get("cache", {})},
         "redis": {name: gauges[name] for name in services.links if name in gauges},
+        "load": gauges.get("admission"),
         "upstream": gauges.get("upstream_pool"),
+        "breakers": breakers,
+        "retry_budget": gauges.get("retry_budget"),
         "traces": gauges.get("traces"),
         "capture": {"setting": services.capture, **gauges.get("capture", {})},
         "problems": problems,
@@ -188,7 +195,9 @@ def _moment(unix_s: object) -> str | None:
 
 def _serving(is_ready: bool, policy: Figures) -> Iterator[dict[str, str]]:
     if not is_ready:
-        yield _note("the router does not serve: it is starting or stopping", "ask again, or look at its log")
+        yield _note(
+            "the router does not serve: it starts, stops or has no memory left", "ask again, or look at its log"
+        )
     if policy.get("from_history"):
         yield _note(
             "the policies folder was broken at the start; a kept revision serves",
@@ -223,6 +232,30 @@ def _traffic(recent: Figures) -> Iterator[dict[str, str]]:
                 f"lane `{lane}` answered {outcomes.get('ok', 0)} of {tried} attempts: {ends}",
                 f"`router trace ls --lane {lane} --since 5m`; a fallback lane in the rule takes over meanwhile",
             )
+
+
+def _breakers(breakers: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
+    for each in breakers:
+        if each["state"] == "open":
+            lane, model = each["lane"], each["model"][:80]
+            yield _note(
+                f"lane `{lane}` ({model}) is left alone after failures, for {each['open_for_s']:g} s",
+                "other lanes take over, and it is tried again by itself; `router trace ls` shows how it failed",
+            )
+
+
+def _load(gauges: Mapping[str, Figures]) -> Iterator[dict[str, str]]:
+    admission = gauges.get("admission", {})
+    if admission.get("is_braking"):
+        yield _note(
+            "the router has more to do than it can; tenants over their share are turned away (529)",
+            "more processes; `router_turned_away_total` shows whose requests they are",
+        )
+    if admission.get("memory_percent", 0) >= _MEMORY_SHORT:
+        yield _note(
+            f"memory is short ({admission['memory_percent']}% of the limit): requests are turned away (529)",
+            "a higher limit, a smaller `cache` or `max_body_mb`, or more processes",
+        )
 
 
 def _sinks(gauges: Mapping[str, Figures]) -> Iterator[dict[str, str]]:

@@ -8,7 +8,7 @@ from router.affinity.binding import Binding
 from router.affinity.keep import Hold, hold
 from router.catalog_file import load_catalog
 from router.policy.decide import Decision
-from router.policy.written import Lane
+from router.policy.written import NO_RETRY, OWN_TIMEOUTS, Lane
 
 CATALOG = load_catalog()
 HAIKU, SONNET, OPUS = "claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"
@@ -24,7 +24,8 @@ def warm(lane: str = "opus", model: str = OPUS, prefix: int = 10_000, output: in
 
 def decision(stick: str, lane: str = "sonnet", turns: int = 10, deny: str | None = None) -> Decision:
     return Decision(
-        policy="default", revision="r", rule="rule", route=(LANES[lane],), cache=None, retries=0, timeout_s=None,
+        policy="default", revision="r", rule="rule", route=(LANES[lane],), cache=None,
+        retry=NO_RETRY, timeouts=OWN_TIMEOUTS,
         swap="strict", edits=(), stick=stick, turns=turns, deny=deny, tags=(), offers=(), why=(),  # type: ignore[arg-type]
     )  # fmt: skip
 

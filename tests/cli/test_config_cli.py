@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from router.cli.config import config
 from router.errors import SettingsError
-from router.settings import without_password
+from router.urls import without_password
 
 SECRET = "s3cr/t"
 

@@ -46,7 +46,8 @@ async def test_a_healthy_router_fits_on_one_screen():
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 100
     assert [line.split()[0] for line in lines] == [
-        "router", "policies", "requests", "time", "hour", "day", "cache", "upstream", "haiku", "traces", "healthy",
+        "router", "policies", "requests", "time", "hour", "day", "cache", "load", "upstream", "haiku", "traces",
+        "healthy",
     ]  # fmt: skip
     assert "serving" in lines[0]
     assert "0 errors of 4" in lines[2]

@@ -39,7 +39,7 @@ def url(tmp_path: Path) -> str:
     tokens = Tokens(10, cache_read=5, output=7)
     sink.write(
         a_trace(4, tags=("trial", "x"), model_sent="a", model_answered="b", stop_reason="end_turn", is_streaming=True,
-                attempts=[Attempt("haiku", "a", 0.0, "rate_limited", 429, retry_after_s=2.0)],
+                attempts=[Attempt("haiku", "a", 0.0, "rate_limited", 429, retry_after_s=2.0, is_resent=True)],
                 usage=Usage(tokens, 3, 1, (Iteration("message", "a", tokens),), "batch", "eu", "fast", False),
                 prompt_read_saved_pusd=4 * 10**9, prompt_write_extra_pusd=10**9)
     )  # fmt: skip
@@ -94,7 +94,7 @@ def test_a_reason_that_does_not_exist_is_refused(url: str):
         (3, "batch msgbatch_1"), (3, "results 1,200 succeeded, 0 errored"),
         (3, "miss, the answer was stored"), (1, "conversation c1  session s1"),
         (4, "tags trial, x"), (4, "-> a, answered as b"), (4, "endpoint messages, streamed"),
-        (4, "retry after 2 s"), (4, "iteration message a: input_tokens 10"),
+        (4, "retry after 2 s"), (4, "sent twice"), (4, "iteration message a: input_tokens 10"),
         (4, "service_tier batch  geo eu  speed fast"),
         (4, "cut before its end"), (4, "stopped: end_turn"),
         (4, "prompt cache reads saved 0.004000, its writes cost 0.001000 more"),

@@ -70,8 +70,9 @@ def environment(**settings: str) -> dict[str, str]:
 async def _start(*arguments: str, cwd: Path | None, settings: dict[str, str]) -> asyncio.subprocess.Process:
     program = Path(sys.executable).with_name("router")
     command = [str(program)] if program.exists() else [sys.executable, "-m", "router.cli.main"]
+    named = {"ROUTER_POLICY_HISTORY": "off", "ROUTER_MAX_LAG_MS": "0", **settings}
     return await asyncio.create_subprocess_exec(
-        *command, *arguments, cwd=cwd, env=environment(**{"ROUTER_POLICY_HISTORY": "off", **settings}),
+        *command, *arguments, cwd=cwd, env=environment(**named),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
 

@@ -143,7 +143,7 @@ def a_tab(browser: Any) -> Iterator[Any]:
     page.on("request", lambda asked: wrong.append(asked.url) if "//127.0.0.1:" not in asked.url else None)
     yield page
     context.close()
-    assert not wrong
+    assert not wrong, wrong
 
 
 @contextmanager

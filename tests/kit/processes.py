@@ -104,13 +104,14 @@ async def router(
     (policies / "default.yaml").write_text(policy)
     own = {
         "ROUTER_UPSTREAM_URL": origin, "ROUTER_POLICIES": str(policies), "ROUTER_POLICY_HISTORY": "off",
-        "ROUTER_CACHE": cache, "ROUTER_AFFINITY": "off", "ROUTER_PORT": "0", "ROUTER_ADMIN_PORT": "0",
+        "ROUTER_MAX_LAG_MS": "0", "ROUTER_CACHE": cache, "ROUTER_AFFINITY": "off",
+        "ROUTER_PORT": "0", "ROUTER_ADMIN_PORT": "0",
         "ROUTER_TRACES": f"sqlite:///{folder}/{name}.db",
     }  # fmt: skip
     log = folder / f"{name}.log"
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "router.cli.main", "serve", cwd=folder, env=environment(**{**own, **settings}),
+            sys.executable, "-m", "router.cli.main", "serve", cwd=folder, env=environment(**(own | settings)),
             stdout=asyncio.subprocess.PIPE, stderr=errors,
         )  # fmt: skip
     try:

@@ -206,11 +206,23 @@ def test_each_header_of_the_router_is_documented() -> None:
 def test_the_metrics_table_is_the_code() -> None:
     """Every metric family that is served stands in the operations page with its type, and no other."""
     links = ("redis", "redis_affinity")
-    sinks = ("traces", "trace_reader", "capture", "otlp")
-    names = ("upstream_pool", "cache", "flights", "affinity", *links, "policies", "models_refresh", *sinks)
+    sinks = ("traces", "trace_reader", "capture", "otlp", "admission", "retry_budget")
+    doors = ("connections", "admin_connections")
+    names = (
+        "upstream_pool",
+        "cache",
+        "flights",
+        "affinity",
+        *links,
+        "policies",
+        "listener",
+        "models_refresh",
+        *doors,
+        *sinks,
+    )
     gauges = dict.fromkeys(names, dict)
     distributions = {link: lambda: ({float("inf"): 0}, 0.0) for link in links}
-    sink = MetricsSink(gauges=gauges, distributions=distributions, revision=lambda: "r1")
+    sink = MetricsSink(gauges=gauges, distributions=distributions, revision=lambda: "r1", turned_away=dict, lanes=dict)
     sink.write(Trace("0" * 32, 0))
     served = dict(re.findall(r"^# TYPE (\w+) (\w+)$", sink.render().decode(), re.MULTILINE))
     rows = table(page("docs/operations.md"), "metric")

@@ -90,7 +90,9 @@ async def test_a_lane_that_fails_is_named():
         found = await status(s, 10)
     said = [problem["what"] for problem in found["problems"]]
     assert "10 of the last 10 requests failed" in said
-    assert any(what.startswith("lane `opus` answered 0 of 10 attempts: 10 overloaded") for what in said)
+    assert any(what.startswith("lane `as-asked` answered 0 of 10 attempts: 10 overloaded") for what in said)
+    assert any(what.startswith("lane `opus` answered 0 of ") for what in said)
+    assert {each["lane"]: each["opened"] > 0 for each in found["breakers"]} == {"opus": True, "as-asked": True}
 
 
 async def test_items_of_batches_hide_no_outage():

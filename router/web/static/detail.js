@@ -166,12 +166,13 @@ function atLeast(took, filter) {
 const figure = (name, value) => h("div", {}, h("span", {}, name), h("b", {}, value));
 
 function attempts(trace) {
-  if (trace.attempts.length < 2 && trace.attempts.every((a) => a.outcome === "ok")) return null;
+  if (trace.attempts.length < 2 && trace.attempts.every((a) => a.outcome === "ok" && !a.is_resent)) return null;
   return section("Attempts", h("ol.attempts", {}, trace.attempts.map((a) =>
     h("li", {}, lane(a.lane), ` ${a.model} `,
       h(`span.outcome.${a.outcome === "ok" ? "good" : "bad"}`, {}, `${a.outcome.replaceAll("_", " ")} ${a.status ?? ""}`),
       h("small", {}, [
         a.error_type,
+        a.is_resent ? "sent twice" : null,
         a.retry_after_s !== null && a.retry_after_s !== undefined ? `retry after ${a.retry_after_s} s` : null,
         a.request_id].filter(Boolean).join(" · "))))));
 }
