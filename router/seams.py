@@ -5,7 +5,7 @@ The flow (`serve/*`) knows only these; `app` joins them to the adapters. Failure
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,6 +33,17 @@ class Deadlines:
     total: float = 3600.0
 
 
+class Body(Protocol):
+    """A request body that is never in memory as a whole of its own: its length in bytes, and its bytes in pieces.
+
+    `pieces` begins anew with each call; no piece is empty or longer than `most_bytes`.
+    """
+
+    def __len__(self) -> int: ...
+
+    def pieces(self, most_bytes: int) -> Iterator[memoryview]: ...
+
+
 @value_class(frozen=True, slots=True)
 class UpstreamCall:
     """One HTTP request to the upstream: bytes that are sent as they are.
@@ -45,7 +56,7 @@ class UpstreamCall:
     method: str
     target: bytes
     headers: list[tuple[bytes, bytes]]
-    body: bytes
+    body: bytes | Body
     deadlines: Deadlines
     is_once: bool = False
 
@@ -188,6 +199,35 @@ class ItemSink(Protocol):
     def has_room(self) -> bool: ...
 
 
+class BatchDecisions(Protocol):
+    """What was decided about the items of Message Batches, kept until their results can be fetched no longer.
+
+    Entries are bytes by name (see `jobs.decision`). They are put under a ticket before the batch is sent, because it
+    has no id yet; `link` says which batch the ticket became, and whose it is. Both say whether the store took it, and
+    never raise: a batch does not fail for a decision that is not kept. What could not be linked is tried again with
+    what is written next, and by `close`; after that all calls fail, in the way each does. `of` gives what is there of
+    these names, None when it cannot be looked up now. `owners` gives the tenants of batches that were linked, and
+    raises JobsUnavailable when nobody can tell. `some` gives the first entries of a batch that are no shared ones, for
+    people to look at.
+    """
+
+    async def put(self, ticket: str, entries: Mapping[str, bytes]) -> bool: ...
+
+    async def link(self, ticket: str, batch: str, tenant: str) -> bool: ...
+
+    async def forget(self, ticket: str) -> None: ...
+
+    async def of(self, batch: str, names: Sequence[str]) -> Mapping[str, bytes] | None: ...
+
+    async def owners(self, batches: Sequence[str]) -> Mapping[str, str]: ...
+
+    async def some(self, batch: str, limit: int) -> Mapping[str, bytes]: ...
+
+    def stats(self) -> Mapping[str, int]: ...
+
+    async def close(self) -> None: ...
+
+
 class ContentSink(Protocol):
     """Takes what requests said and were answered, where capture is on; like a `TraceSink` it never blocks nor raises.
 
@@ -207,7 +247,9 @@ class Classifier(Protocol):
 
 __all__ = [
     "AffinityStore",
+    "BatchDecisions",
     "Binding",
+    "Body",
     "CacheBackend",
     "CacheEntry",
     "CacheStats",

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+from collections.abc import Iterator
 from typing import cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -73,7 +74,7 @@ class Connection(asyncio.BufferedProtocol):
         self._is_paused = False
         self._is_write_paused = False
         self._is_dropped = False
-        self._unsent: memoryview | None = None
+        self._unsent: Iterator[memoryview] | None = None  # of a large body: the pieces to come
         self._sent_at = 0.0
         self._deadline = Deadline(loop, self._overdue)
 
@@ -97,10 +98,11 @@ class Connection(asyncio.BufferedProtocol):
         call = exchange.call
         self._deadline.limit(exchange.due_at)
         self._deadline.expire_in(call.deadlines.first_byte)
-        if len(call.body) <= _JOINED_BODY_BYTES:
-            self._write(exchange.head + call.body if call.body else exchange.head)
+        body = call.body
+        if isinstance(body, bytes) and len(body) <= _JOINED_BODY_BYTES:
+            self._write(exchange.head + body if body else exchange.head)
         else:
-            self._unsent = memoryview(call.body)
+            self._unsent = _cut(body) if isinstance(body, bytes) else body.pieces(_PIECE_BYTES)
             self._write(exchange.head)
             self._send_more()
 
@@ -357,10 +359,12 @@ class Connection(asyncio.BufferedProtocol):
         unsent, transport = self._unsent, self._transport
         if unsent is None or transport is None:
             return
-        while unsent and not self._is_write_paused and not transport.is_closing():
-            self._write(unsent[:_PIECE_BYTES])
-            unsent = unsent[_PIECE_BYTES:]
-        self._unsent = unsent or None
+        while not self._is_write_paused and not transport.is_closing():
+            piece = next(unsent, None)
+            if piece is None:
+                self._unsent = None
+                break
+            self._write(piece)
         exchange = self._exchange
         if exchange is not None and not exchange.status:
             self._sent_at = self._loop.time()
@@ -380,3 +384,10 @@ class Connection(asyncio.BufferedProtocol):
             hint = "the request may have been charged; a rule's `timeout` moves this limit"
             exchange.fail(UpstreamTimeout(f"`{self._pool.name}` {what}", hint=hint))
         self.drop()
+
+
+def _cut(body: bytes) -> Iterator[memoryview]:
+    """A large body in pieces; nothing is copied."""
+    view = memoryview(body)
+    for at in range(0, len(view), _PIECE_BYTES):
+        yield view[at : at + _PIECE_BYTES]

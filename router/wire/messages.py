@@ -26,9 +26,12 @@ MAX_DEPTH = 254  # levels; the writer of the comparison goes no deeper, and no r
 MAX_MODEL_CHARS = 256
 
 _WHITESPACE = b" \t\n\r"
-_STRUCTURE = re.compile(rb'["{}\[\]]')
 # Possessive: no way back is kept for each escape, so time and memory are linear whatever the string holds.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_FLAT = rb'(?:[^"{}\[\]]++|' + _STRING.pattern + rb")*+"
+# Up to the next bracket that matters: arrays and objects with none inside are passed over at C speed.
+UP_TO_BRACKET = re.compile(rb'(?:[^"{}\[\]]++|%b|\{%b\}|\[%b\])*+' % (_STRING.pattern, _FLAT, _FLAT), re.DOTALL)
+BRACKET = re.compile(UP_TO_BRACKET.pattern + rb"([{}\[\]])", re.DOTALL)  # and that bracket
 _SCALAR_END = re.compile(rb"[,}\]\s]")
 
 
@@ -62,6 +65,11 @@ def read_request(raw: bytes, *, needs_max_tokens: bool = True) -> MessagesReques
     Raises InvalidRequest, worded as the Messages API words it where its wording is known.
     """
     body, is_compact = read_json(raw)
+    return request_of(raw, body, is_compact, needs_max_tokens=needs_max_tokens)
+
+
+def request_of(raw: bytes, body: object, is_compact: bool, *, needs_max_tokens: bool = True) -> MessagesRequest:
+    """The request that `raw` is, where `read_json` has read it already. Raises InvalidRequest as `read_request`."""
     if not isinstance(body, dict):
         raise InvalidRequest("the body must be a JSON object")
     model = body.get("model")
@@ -103,7 +111,7 @@ def object_spans(raw: bytes) -> dict[str, tuple[int, int]]:
     while raw[at : at + 1] == b'"':
         key_end = _string_end(raw, at)
         start = _skip(raw, _skip(raw, key_end) + 1)
-        end = _value_end(raw, start)
+        end = value_end(raw, start)
         spans[orjson.loads(raw[at:key_end])] = (start, end)
         at = _skip(raw, _skip(raw, end) + 1)
     return spans
@@ -170,24 +178,18 @@ def _string_end(raw: bytes, at: int) -> int:
     return found.end()
 
 
-def _value_end(raw: bytes, at: int) -> int:
+def value_end(raw: bytes, at: int) -> int:
     """The offset behind the JSON value that begins at `at`."""
     if raw[at] == 0x22:
         return _string_end(raw, at)
     if raw[at] not in b"{[":
         found = _SCALAR_END.search(raw, at)
         return found.start() if found else len(raw)
-    depth = 0
-    while True:
-        found = _STRUCTURE.search(raw, at)
+    depth, at = 1, at + 1  # inside the value itself: as a whole it might be one of those passed over
+    while depth:
+        found = BRACKET.match(raw, at)
         if found is None:  # cannot be in valid JSON
             return len(raw)
-        at = found.start()
-        kind = raw[at]
-        if kind == 0x22:
-            at = _string_end(raw, at)
-            continue
-        depth += 1 if kind in b"{[" else -1
-        at += 1
-        if depth == 0:
-            return at
+        at = found.end()
+        depth += 1 if raw[at - 1] in b"{[" else -1
+    return at

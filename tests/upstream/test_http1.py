@@ -316,6 +316,65 @@ async def test_a_large_body_arrives_whole():
         await upstream.close()
 
 
+class Pieces:
+    """A body that is made while it is sent; `made` says how many bytes of it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.made = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def pieces(self, most_bytes: int) -> Iterator[memoryview]:
+        """One byte fewer than may be, so that no piece ends where a write would."""
+        self.made = 0
+        while self.made < self.size:
+            piece = bytes(min(most_bytes - 1, self.size - self.made))
+            self.made += len(piece)
+            yield memoryview(piece)
+
+
+@pytest.mark.parametrize("size", [1, 65_536, 131_071, 131_072, 5_000_000])
+async def test_a_body_in_pieces_arrives_whole_and_leaves_a_clean_connection(size: int):
+    """Its length is announced, nothing is joined, and the connection carries the next request."""
+
+    async def behave(peer: Peer) -> None:
+        while True:
+            request = await peer.request()
+            assert request.header(b"content-length") == b"%d" % len(request.body)
+            peer.send(PLAIN if request.body == bytes(size) else b"HTTP/1.1 400 Bad\r\ncontent-length: 0\r\n\r\n")
+
+    async with raw_upstream(behave) as server:
+        upstream = Http1Upstream(server.origin)
+        for _ in range(2):
+            assert await fetch(upstream, call(Pieces(size))) == (200, b"hello")
+        assert (upstream.stats()["opened"], upstream.stats()["idle"]) == (1, 1)
+        await upstream.close()
+
+
+async def test_a_body_in_pieces_is_made_no_faster_than_it_is_taken():
+    """While the upstream reads nothing, the rest is not made; an abort lets it go."""
+
+    async def behave(peer: Peer) -> None:
+        await peer.head()
+        await peer.closed()
+
+    body = Pieces(100_000_000)
+    async with raw_upstream(behave) as server:
+        upstream = Http1Upstream(server.origin)
+        pending = upstream.start(call(body))
+        async with asyncio.timeout(5.0):
+            while not (before := body.made):  # noqa: ASYNC110 - the writing tells nobody
+                await asyncio.sleep(0)
+            while before != body.made:
+                before = body.made
+                await asyncio.sleep(0.02)
+        assert body.made < 30_000_000, "what the two kernels hold, and little more"
+        pending.abort()
+        await upstream.close()
+
+
 async def test_a_slow_reader_throttles_the_upstream():
     """While nobody reads, little is buffered and the upstream has to wait (F33)."""
     total = 40_000_000

@@ -14,6 +14,7 @@ from router.errors import UpstreamBroken, UpstreamUnreachable
 from router.seams import Deadlines
 from router.upstream.http1 import Http1Upstream
 from router.upstream.tls import tls_context
+from router.wire.batch import Spliced
 
 pytestmark = pytest.mark.anyio
 
@@ -199,4 +200,25 @@ async def test_a_second_answer_in_the_same_read_reaches_nobody(authority, good):
         answers = await asyncio.gather(*(fetch(upstream, call(body)) for body in bodies))
         assert [body for _, body in answers] == bodies
         assert server.connections == 10
+        await upstream.close()
+
+
+async def test_a_body_in_pieces_arrives_whole_under_tls(authority, good):
+    """Other bytes in many places, each piece encrypted as it is made; the connection stays clean."""
+    raw = bytes(range(256)) * 8_000
+    body = Spliced(raw)
+    for at in range(0, len(raw), 5_000):
+        body.replace(at, at + 10, b"a model")
+    expected = b"".join(body.pieces(1_000_000))
+
+    async def behave(peer: Peer) -> None:
+        while True:
+            request = await peer.request()
+            peer.send(b"HTTP/1.1 %d OK\r\ncontent-length: 0\r\n\r\n" % (200 if request.body == expected else 400))
+
+    async with raw_upstream(behave, ssl_context=server_context(good)) as server:
+        upstream = Http1Upstream(server.origin, ssl_context=tls_context(str(authority.ca)))
+        for _ in range(2):
+            assert await fetch(upstream, call(body)) == (200, b"")
+        assert upstream.stats()["opened"] == 1
         await upstream.close()
