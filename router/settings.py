@@ -121,7 +121,10 @@ SETTINGS: Mapping[str, str] = {
     "traces": "`sqlite:///FILE` or `off`",
     "traces_keep": "how long traces are kept, such as `12h` or `90d`, or `off`: for ever; sums are kept longer",
     "traces_max_mb": "megabytes that the store may use before the oldest traces go, 16 to 1048576",
-    "jobs": "where deferred requests live; unset: the database of `traces`",
+    "jobs": (
+        "where decisions about batches are kept: `sqlite:///FILE`, or for several replicas `redis://…`; unset: "
+        "`NAME-jobs.db` beside the file of `traces`"
+    ),
     "max_concurrent": "requests at work at a time, from arrival until the answer begins; more are turned away",
     "max_concurrent_per_tenant": "requests of one tenant under way at a time, streams too; unset: a fair share",
     "max_body_mb": "megabytes of request bodies held at a time, 32 to 1048576",

@@ -1,4 +1,7 @@
-"""Opens what processes share: the response cache, and where conversations are remembered; one link per Redis."""
+"""Opens what processes share: the response cache, where conversations are remembered, what was decided about batches.
+
+One link per Redis, but for the decisions: they are worth waiting for, and have a patient one of their own.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from router.affinity.memory import MemoryAffinity
@@ -22,14 +26,18 @@ from router.cache.fleet import COPY_S
 from router.cache.memory import MemoryCache
 from router.cache.redis import RedisCache
 from router.errors import SettingsError
+from router.jobs.redis import RedisDecisions
+from router.jobs.sqlite import SqliteDecisions
 from router.redis_link import RedisLink, check_redis_url
-from router.seams import AffinityStore, CacheBackend
+from router.seams import AffinityStore, BatchDecisions, CacheBackend
 from router.settings import Settings
+from router.trace.place import path_of
 from router.urls import without_password
 
 _log = logging.getLogger("router")
 
 _MEMORY_MB = 256
+_JOBS_DEADLINE_S = 2.0
 _COPY_MB = 64
 _Linker = Callable[[str, str, str], RedisLink]  # URL, name of its figures, what it is used for
 _CACHE_FORMS = (
@@ -44,12 +52,13 @@ class Stores:
 
     cache: CacheBackend | None
     affinity: AffinityStore | None
+    decisions: BatchDecisions
     links: Mapping[str, RedisLink]
 
     async def close(self) -> None:
         """Close the stores, then the links below them."""
         try:
-            for store in (self.cache, self.affinity):
+            for store in (self.cache, self.affinity, self.decisions):
                 if store is not None:
                     await store.close()
         finally:
@@ -74,7 +83,27 @@ def open_stores(settings: Settings) -> Stores:
 
     cache = _open_cache(settings, link)
     affinity = _open_affinity(settings.affinity, link)
-    return Stores(cache, affinity, links)
+    if settings.upstream_api_key is not None and settings.jobs is None and decisions_file(settings) is None:
+        _log.warning(
+            "jobs: whose a batch is stays in memory, as `traces` is off: after a restart nobody can reach those made "
+            "before; set `jobs: sqlite:///FILE` or `redis://…`"
+        )
+    return Stores(cache, affinity, open_decisions(settings, links), links)
+
+
+def open_decisions(settings: Settings, links: dict[str, RedisLink]) -> BatchDecisions:
+    """Where decisions about batches are kept; a link that it takes is added to `links`. Raises SettingsError.
+
+    Unset, they are in a file beside that of `traces`; without one, in memory.
+    """
+    given = settings.jobs
+    if given is None or given.startswith("sqlite:"):
+        return SqliteDecisions(decisions_file(settings))
+    _check_jobs(given)
+    link = links["redis_jobs"] = RedisLink(
+        given, deadline_s=_JOBS_DEADLINE_S, give_up_s=2 * _JOBS_DEADLINE_S, observe=_Voice("decisions about batches")
+    )
+    return RedisDecisions(link)
 
 
 def check_stores(settings: Settings) -> None:
@@ -83,6 +112,22 @@ def check_stores(settings: Settings) -> None:
         _split(settings.cache)
     if settings.affinity not in ("off", "memory://"):
         check_redis_url(settings.affinity)
+    if settings.jobs is not None:
+        _check_jobs(settings.jobs)
+        decisions_file(settings)
+
+
+def decisions_file(settings: Settings) -> Path | None:
+    """The file of decisions about batches; None where they are in Redis or in memory. Raises SettingsError."""
+    traces = path_of(settings.traces)
+    if settings.jobs is None:
+        return None if traces is None else traces.with_name(f"{traces.stem}-jobs.db")
+    if not settings.jobs.startswith("sqlite:"):
+        return None
+    path = _jobs_file(settings.jobs)
+    if traces is not None and _is_one_file(traces, path):
+        raise SettingsError("`jobs` is the file of `traces`, expected a file of its own")
+    return path
 
 
 def cache_secret(settings: Settings) -> bytes:
@@ -172,6 +217,35 @@ def _split(given: str) -> tuple[str, int | None]:
     else:
         raise _wrong_cache(given)
     return url, int(megabytes[-1]) if megabytes else None
+
+
+def _check_jobs(given: str) -> None:
+    if given.startswith("sqlite:"):
+        _jobs_file(given)
+        return
+    if "redis" not in given.partition(":")[0]:
+        raise SettingsError(
+            f"`jobs` is `{without_password(given)}`",
+            hint="expected `sqlite:///FILE`, or for several replicas `redis://…` as `affinity` takes it",
+        )
+    check_redis_url(given)
+
+
+def _jobs_file(given: str) -> Path:
+    try:
+        path = path_of(given)
+    except SettingsError as exc:
+        raise SettingsError(exc.message.replace("`traces`", "`jobs`", 1), hint=exc.hint) from exc
+    assert path is not None  # only `off` is none
+    return path
+
+
+def _is_one_file(one: Path, other: Path) -> bool:
+    """Whether two names, however they are spelled and linked, lead to one file, there already or not."""
+    try:
+        return one.resolve() == other.resolve() or one.samefile(other)
+    except (OSError, RuntimeError):  # not there yet, or links in a circle
+        return one.absolute() == other.absolute()
 
 
 def _wrong_cache(given: str) -> SettingsError:
