@@ -21,7 +21,6 @@ from router.catalog_file import load_catalog
 from router.classify.model import LinearClassifier
 from router.doorkeeper import checked_ties, client_keys, doorkeeper
 from router.errors import SettingsError
-from router.facts.vocabulary import WEEKDAYS
 from router.log import report
 from router.otel import open_otlp, origin_of
 from router.overload import open_overload
@@ -31,6 +30,7 @@ from router.policy.history import PolicyHistory
 from router.policy.store import PolicyStore
 from router.seams import Deadlines, TraceSink, Upstream
 from router.serve.attempts import Means
+from router.serve.batches import Batches
 from router.serve.breaker import Breakers
 from router.serve.budget import RetryBudget
 from router.serve.headers import Credential
@@ -41,6 +41,7 @@ from router.serve.pipeline import Pipeline
 from router.serve.plan import Planner
 from router.serve.refresh import ModelRefresh
 from router.settings import Settings, keep_alive_s, refresh_s, traces_keep_s
+from router.sources import Calendar, TraceIds
 from router.stores import cache_secret, maintained, open_stores
 from router.trace.again import decide_again
 from router.trace.items import BatchItems
@@ -122,6 +123,7 @@ class App:
             gauges[name] = link.stats
         if self.stores.affinity is not None:
             gauges["affinity"] = self.stores.affinity.stats
+        gauges["batch_decisions"] = self.stores.decisions.stats
         if self.refresh is not None:
             gauges["models_refresh"] = self.refresh.stats
         if self.traces is not None:
@@ -174,13 +176,17 @@ class App:
             open_book=self.traces,
             sends_trace_context=settings.trace_context_out == "on",
             report=report,
+            decisions=self.stores.decisions,
+            holds_key=ring is not None,
         )
         self.overload.shedding.sinks = parts.sinks
         self.pipeline = Pipeline(parts)
+        passthrough = Passthrough(parts, self.policies, settings.public_url)
         self.api = Api(
             ApiServices(
                 pipeline=self.pipeline,
-                passthrough=Passthrough(parts, self.policies, settings.public_url),
+                passthrough=passthrough,
+                batches=Batches(parts, passthrough),
                 identify=doorkeeper(settings, ring),
                 new_trace_id=TraceIds(os.urandom),
                 monotonic=time.perf_counter,
@@ -312,36 +318,6 @@ class App:
             "draining": self._stopping.is_set(),
             "is_short_of_memory": self.overload.is_starved,
         }
-
-
-class Calendar:
-    """The hour and weekday in UTC, worked out once an hour. `clock` gives Unix seconds."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._hour = -1
-        self._today = (0, "thu")
-
-    def __call__(self) -> tuple[int, str]:
-        hour = int(self._clock() // 3600)
-        if hour != self._hour:
-            self._hour = hour
-            self._today = (hour % 24, WEEKDAYS[(hour // 24 + 3) % 7])  # 1970-01-01 was a Thursday
-        return self._today
-
-
-class TraceIds:
-    """Trace ids, 32 hex digits that nobody can guess; the system is asked for randomness once in 256 ids."""
-
-    def __init__(self, random_bytes: Callable[[int], bytes]) -> None:
-        self._random_bytes = random_bytes
-        self._store: list[str] = []
-
-    def __call__(self) -> str:
-        if not self._store:
-            drawn = self._random_bytes(16 * 256).hex()
-            self._store = [drawn[at : at + 32] for at in range(0, len(drawn), 32)]
-        return self._store.pop()
 
 
 def shipped_classifier(correction: str | None = None) -> LinearClassifier:

@@ -70,7 +70,7 @@ class MissingCredential(RouterError):
 
 
 class RequestTooLarge(RouterError):
-    """The body is over the size that the endpoint takes."""
+    """The body is over the size that the endpoint takes, or an item of a batch over that of a request."""
 
     code, status, wire_type, source = "R103", 413, "request_too_large", "client"
 
@@ -82,7 +82,7 @@ class DeniedByPolicy(RouterError):
 
 
 class UnknownTarget(RouterError):
-    """The path names a policy, or the body a lane, that does not exist."""
+    """The path names a policy or a batch, or the body a lane, that does not exist (a batch: for this tenant)."""
 
     code, status, wire_type, source = "R105", 404, "not_found_error", "client"
 
@@ -187,6 +187,12 @@ class BadFilter(RouterError):
     """A filter of a trace query or a purge that cannot be understood; the message names it and what is taken."""
 
     code, status, wire_type, source = "R502", 400, "invalid_request_error", "client"
+
+
+class JobsUnavailable(RouterError):
+    """The store of the setting `jobs` cannot be reached, so that nobody can tell whose a batch is; nothing was sent."""
+
+    code, status, wire_type, source = "R511", 503, "api_error", "operator"
 
 
 # R9xx: our own bug

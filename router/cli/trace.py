@@ -162,7 +162,7 @@ def show(url: str, some_id: str, is_json: bool, is_content: bool, config: str | 
     ID is a trace id (or the beginning of one, 8 digits at least) or a request id. `--content` needs the admin
     token, and a router that captures.
     """
-    from router.cli.trace_show import content_of, told, told_content
+    from router.cli.trace_show import batch_items, content_of, told, told_content, told_items
 
     if is_content:
         with saying_errors():
@@ -175,7 +175,10 @@ def show(url: str, some_id: str, is_json: bool, is_content: bool, config: str | 
             raise TraceStoreError(
                 f"no trace and no request has the id `{plain(some_id)}`", hint="`router trace ls` lists the newest"
             )
-    click.echo(encode_json(found) if is_json else "\n".join(told(found)))
+        is_new_batch = found["endpoint"] == "batches" and found["method"] == "POST" and found["facts"]
+        items = batch_items(found["batch"], url, config) if is_new_batch and found["batch"] and not is_json else []
+    lines = [*told(found), *told_items(items, (found["facts"] or {}).get("items"))]
+    click.echo(encode_json(found) if is_json else "\n".join(lines))
 
 
 @trace.command()

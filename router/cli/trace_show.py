@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
 from router.cli.admin import NoAnswer, admin_url, ask, needs
 from router.cli.trace import dollars, plain, seconds
 from router.errors import TraceStoreError
-from router.settings import resolve
+from router.jobs.decision import DecisionReader, ItemDecision
+from router.redis_link import RedisLink
+from router.settings import Settings, resolve
+from router.stores import decisions_file, open_decisions
 
 _TOKENS = (
     "input_tokens",
@@ -20,6 +25,7 @@ _TOKENS = (
     "output_tokens",
     "thinking_tokens",
 )
+_MOST_ITEMS = 20  # of a batch are shown
 _BAR = 40  # characters of the widest bar of a waterfall
 
 
@@ -48,6 +54,48 @@ def told_content(found: dict[str, Any]) -> Iterator[str]:
             yield ""
             yield f"{name}, {each[f'{name}_bytes']:,} bytes{cut}"
             yield from (plain(line) for line in each[name].splitlines())
+
+
+def batch_items(batch: str, url: str, config: str | None) -> list[tuple[str, ItemDecision]]:
+    """What was decided about the first items of a batch, by the store of `jobs`; none where that has nothing of it.
+
+    `url` is the trace store, beside which decisions are kept where the settings name no other place. Raises
+    SettingsError.
+    """
+    settings = replace(resolve({}, os.environ, config).settings, traces=url)
+    file = decisions_file(settings)
+    if file is not None and not file.exists():
+        return []
+    return asyncio.run(_batch_items(batch, settings))
+
+
+async def _batch_items(batch: str, settings: Settings) -> list[tuple[str, ItemDecision]]:
+    links: dict[str, RedisLink] = {}
+    store, reader = open_decisions(settings, links), DecisionReader()
+    try:
+        entries = await store.some(batch, _MOST_ITEMS)
+        names = reader.missing(entries.values())
+        reader.share(names, await store.of(batch, names) or {})
+    finally:
+        await store.close()
+        for link in links.values():
+            await link.close()
+    found = ((name, reader.decision(entry)) for name, entry in entries.items())
+    return [(name, decision) for name, decision in found if decision is not None]
+
+
+def told_items(items: list[tuple[str, ItemDecision]], count: object) -> Iterator[str]:
+    """The first items of a batch as text."""
+    yield from _section(
+        "items",
+        [
+            f"{plain(name)}  {plain(one.model_asked)} -> {plain(one.model_sent)}  lane {plain(one.lane)}  "
+            f"rule {plain(one.rule)}" + (f"  edits {plain(', '.join(one.edits))}" if one.edits else "")
+            for name, one in items
+        ],
+    )
+    if isinstance(count, int) and count > len(items) > 0:
+        yield f"  the first {len(items)} of {count:,} by name; `router trace ls --batch` lists those that were fetched"
 
 
 def _conversation(affinity: dict[str, Any] | None) -> Iterator[str]:

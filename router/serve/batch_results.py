@@ -2,8 +2,11 @@
 
 An item that succeeded becomes one trace. Its id is a hash of the batch and of the item's name there, so that it is the
 same whenever, by whomever and through whichever process the results are fetched: sinks count it once. Nothing is
-remembered here between two fetches. A fetch that breaks off has booked the whole lines that passed; the next one books
-the others. What succeeded not costs nothing, and is only counted, in the trace of the fetch.
+remembered here between two fetches. What was decided about an item when its batch was made is looked up, for all items
+of a chunk at once; where nothing is known of it, its baseline is the price of the model that answered. While it cannot
+be looked up the lines pass unmetered: what is booked once stays so, and would have saved nothing. A fetch that breaks
+off has booked the whole lines that passed; the next one books the others. What succeeded not costs nothing, and
+is only counted, in the trace of the fetch.
 
 A hundred thousand items are more than a sink can hold. While it has no room the upstream is not read, and so the client
 waits. One that has no room for `PATIENCE_S` takes nothing at all, and no client is held up for that: lines pass
@@ -23,7 +26,8 @@ import orjson
 
 from router.catalog.lookup import Catalog
 from router.errors import ClientGone, UpstreamBroken, UpstreamTimeout
-from router.seams import ItemSink, UpstreamReply
+from router.jobs.decision import DecisionReader, ItemDecision
+from router.seams import BatchDecisions, ItemSink, UpstreamReply
 from router.serve.exchange import Exchange
 from router.serve.ledger import book
 from router.serve.relay import timed_read
@@ -71,6 +75,7 @@ class BatchResultsRelay:
         attempt: Attempt,
         items: ItemSink,
         catalog: Catalog,
+        decisions: BatchDecisions | None = None,
         *,
         batch: str,
         policy: str,
@@ -83,6 +88,8 @@ class BatchResultsRelay:
         self._attempt = attempt
         self._items = items
         self._catalog = catalog
+        self._decisions = decisions
+        self._reader = DecisionReader()
         self._batch = batch
         self._policy = policy
         self._is_readable = is_readable
@@ -99,26 +106,21 @@ class BatchResultsRelay:
             chunk = await timed_read(self._exchange, self._reply)
         except UpstreamTimeout:
             self._attempt.outcome = "timeout"
+            await self._book_rest()
             raise
         except UpstreamBroken:
             self._attempt.outcome = "cut"
+            await self._book_rest()
             raise
         except ClientGone:
             self._attempt.outcome = "client_closed"
             raise
         if not chunk:
             self.is_complete = True
-            if rest := self._lines.rest():
-                self._note(await _read(rest))
+            await self._book_rest()
             return b""
         if self._is_readable:
-            weight = 0
-            for line in self._lines.feed(chunk):
-                self._note(_object(line) if len(line) <= _WHOLE else await _read(line))
-                weight += 1 + len(line) // _WEIGHED
-                if weight >= _AT_ONCE:
-                    weight = 0
-                    await self._others()
+            await self._note(self._lines.feed(chunk))
             await self._room()
         return chunk
 
@@ -128,34 +130,79 @@ class BatchResultsRelay:
             self._reply.abort()
 
     def settle(self) -> None:
-        """Say in the trace what passed. What stands behind the last line end of a fetch that was cut is booked if it is
-        whole and short."""
+        """Say in the trace what passed. A line whose end nobody waited for is not booked: the next fetch does that."""
         trace = self._exchange.trace
-        if rest := self._lines.rest():
-            self._note(_object(rest))
+        if self._lines.rest():
+            self._unmetered += 1
         trace.batch_lines = {**self._counts, UNMETERED: self._unmetered + self._lines.too_long}
         self._attempt.ended_s = self._exchange.clock.now_s()
 
-    def _note(self, entry: dict[str, Any]) -> None:
-        """Count one line, and book it if it is an answer."""
-        result = entry.get("result")
-        custom_id = entry.get("custom_id")
-        kind = result.get("type") if isinstance(result, dict) else None
-        if not isinstance(result, dict) or not isinstance(custom_id, str) or kind not in KINDS:
-            self._unmetered += 1
-            return
-        if kind == "succeeded":
-            message = result.get("message")
-            if not isinstance(message, dict) or not (self._is_patient or self._items.has_room()):
-                self._unmetered += 1
-                return
-            self._items.write(self._booked(custom_id, message))
-        self._counts[kind] += 1
+    async def _book_rest(self) -> None:
+        """Book what stands behind the last line end, if it is whole."""
+        rest = self._lines.rest()
+        if rest:
+            await self._note([rest])
 
-    def _booked(self, custom_id: str, message: dict[str, Any]) -> Trace:
-        """The trace of an item; what it asked for is not in its result, so it is taken to be what answered."""
+    async def _note(self, lines: list[bytes]) -> None:
+        """Count lines, and book those that are answers."""
+        answers: list[tuple[str, dict[str, Any]]] = []
+        weight = 0
+        for line in lines:
+            entry = _object(line) if len(line) <= _WHOLE else await _read(line)
+            result = entry.get("result")
+            custom_id = entry.get("custom_id")
+            kind = result.get("type") if isinstance(result, dict) else None
+            message = result.get("message") if isinstance(result, dict) else None
+            if not isinstance(custom_id, str) or kind not in KINDS:
+                self._unmetered += 1
+            elif kind != "succeeded":
+                self._counts[kind] += 1
+            elif isinstance(message, dict):
+                answers.append((custom_id, _without_content(message)))
+            else:
+                self._unmetered += 1
+            weight += 1 + len(line) // _WEIGHED
+            if weight >= _AT_ONCE:
+                weight = 0
+                await self._others()
+        decided = await self._decided([custom_id for custom_id, _ in answers])
+        if decided is None:  # booked now, they would lose what they saved for good: the next fetch books them
+            self._unmetered += len(answers)
+            return
+        for number, (custom_id, message) in enumerate(answers, start=1):
+            if self._is_patient or self._items.has_room():
+                self._items.write(self._booked(custom_id, message, decided.get(custom_id)))
+                self._counts["succeeded"] += 1
+            else:
+                self._unmetered += 1
+            if number % _AT_ONCE == 0:
+                await self._others()
+
+    async def _decided(self, custom_ids: list[str]) -> dict[str, ItemDecision] | None:
+        """What was decided about these items, as far as it is known; None when it cannot be looked up now."""
+        store, reader = self._decisions, self._reader
+        if store is None or not custom_ids:
+            return {}
+        entries = await store.of(self._batch, custom_ids)
+        if entries is None:
+            return None
+        missing = reader.missing(entries.values())
+        if missing:
+            shared = await store.of(self._batch, missing)
+            if shared is None:
+                return None
+            reader.share(missing, shared)
+        found: dict[str, ItemDecision] = {}
+        for custom_id, entry in entries.items():
+            decision = reader.decision(entry)
+            if decision is not None:
+                found[custom_id] = decision
+        return found
+
+    def _booked(self, custom_id: str, message: dict[str, Any], decision: ItemDecision | None) -> Trace:
+        """The trace of an item; where nothing is known of it, it is taken to have asked for what answered."""
         fetch = self._exchange.trace
-        meter = UsageMeter()
+        meter = UsageMeter(None if decision is None else decision.model_sent)
         meter.message(message)
         usage, model, message_id = meter.usage(), meter.model or "", message.get("id")
         item = Trace(
@@ -178,6 +225,8 @@ class BatchResultsRelay:
             status=200,
             stop_reason=meter.stop_reason,
         )
+        if decision is not None:
+            _add(item, decision)
         book(item, self._catalog)
         return item
 
@@ -225,3 +274,17 @@ def _object(line: bytes, most: int = _WHOLE) -> dict[str, Any]:
         except (ValueError, RecursionError):
             return {}
     return value if isinstance(value, dict) else {}
+
+
+def _without_content(message: dict[str, Any]) -> dict[str, Any]:
+    """What is read of a message: the text of a whole chunk of answers need not wait for the look-up."""
+    return {name: value for name, value in message.items() if name != "content"}
+
+
+def _add(item: Trace, decision: ItemDecision) -> None:
+    """What was decided about an item, in its trace."""
+    item.policy, item.revision, item.rule, item.lane = decision.policy, decision.revision, decision.rule, decision.lane
+    item.model_asked, item.model_sent = decision.model_asked, decision.model_sent
+    item.client, item.session, item.conversation = decision.client, decision.session, decision.conversation
+    item.why, item.tags, item.edits = decision.why, decision.tags, decision.edits
+    item.labels, item.facts = decision.labels, decision.facts or None

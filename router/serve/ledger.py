@@ -43,9 +43,7 @@ def book(trace: Trace, catalog: Catalog, *, is_hit: bool = False) -> None:
     trace.prompt_read_saved_pusd, trace.prompt_write_extra_pusd = held(read_saved), held(write_extra)
     trace.baseline_pusd = trace.saved_pusd = None
     if trace.usage is not None:
-        is_virtual = trace.model_asked == "auto" or trace.model_asked.startswith("lane:")
-        asked = trace.model_sent if is_virtual else trace.model_asked
-        trace.baseline_pusd = held(catalog.baseline(trace.usage, asked, trace.model_sent))
+        trace.baseline_pusd = held(catalog.baseline(trace.usage, _asked(trace), trace.model_sent))
     elif trace.cost_pusd == 0 and not is_hit:
         trace.baseline_pusd = 0  # nothing was billed and nothing would have been
     if trace.cost_pusd is not None and trace.baseline_pusd is not None:
@@ -60,12 +58,18 @@ def _book_item(trace: Trace, catalog: Catalog) -> None:
     if usage is None:
         return
     trace.cost_pusd = held(catalog.cost(usage, billed, is_batch=True))
-    trace.baseline_pusd = held(catalog.baseline(usage, trace.model_asked, billed, is_batch=True))
+    trace.baseline_pusd = held(catalog.baseline(usage, _asked(trace), billed, is_batch=True))
     effect = prompt_cache_effect(usage, billed, catalog)
     if effect is not None:
         trace.prompt_read_saved_pusd, trace.prompt_write_extra_pusd = held(effect[0]), held(effect[1])
     if trace.cost_pusd is not None and trace.baseline_pusd is not None:
         trace.saved_pusd = trace.baseline_pusd - trace.cost_pusd
+
+
+def _asked(trace: Trace) -> str:
+    """The model asked for; a virtual one asks for whatever it leads to."""
+    is_virtual = trace.model_asked == "auto" or trace.model_asked.startswith("lane:")
+    return trace.model_sent if is_virtual else trace.model_asked
 
 
 def _may_be_billed(trace: Trace, attempt: Attempt) -> bool:

@@ -6,7 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from router.catalog.lookup import Catalog
-from router.seams import AffinityStore, CacheBackend, ContentSink, Deadlines, ItemSink, OpenBook, TraceSink
+from router.seams import (
+    AffinityStore,
+    BatchDecisions,
+    CacheBackend,
+    ContentSink,
+    Deadlines,
+    ItemSink,
+    OpenBook,
+    TraceSink,
+)
 from router.serve.attempts import Means
 from router.serve.headers import RawHeaders
 from router.serve.plan import Planner
@@ -20,7 +29,8 @@ class Parts:
 
     `wall_clock` gives Unix seconds. `means` are what attempts are made with. `report` says an unforeseen exception to
     the operator, with the trace id. `content` None: no content is captured. `sends_trace_context` says that calls carry
-    a `traceparent`.
+    a `traceparent`. `decisions` None: nothing is kept of what was decided about the items of batches. `holds_key` says
+    that all clients share the upstream's key, which the router holds: then a batch is its tenant's alone.
     """
 
     planner: Planner
@@ -36,6 +46,8 @@ class Parts:
     content: ContentSink | None = None
     open_book: OpenBook | None = None
     sends_trace_context: bool = False
+    decisions: BatchDecisions | None = None
+    holds_key: bool = False
 
 
 @value_class(frozen=True, slots=True)

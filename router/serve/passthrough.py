@@ -1,7 +1,6 @@
 """Every path that is not routed: sent on byte for byte, traced without facts. Batch results are metered on their way.
 
-Two answers are spliced, because a client would otherwise be led astray: a batch's `results_url` is absolute and client
-libraries follow it, so it must point back at the router; and the list of models also names the router's virtual ones.
+The list of models is spliced: it also names the router's virtual ones. Batches are in `serve/batches.py`.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from router.catalog.lookup import Catalog
 from router.errors import OutcomeUnknown, UnknownTarget, UpstreamBroken, UpstreamTimeout
 from router.policy.compile import PolicySet
 from router.policy.written import Lane
-from router.seams import UpstreamCall
+from router.seams import Body, UpstreamCall
 from router.serve.ask import MAX_PLAIN_ANSWER, json_object
 from router.serve.attempts import Answer, Means, Target, walk
-from router.serve.batch_results import BatchResultsRelay, batch_named
+from router.serve.batch_results import BatchResultsRelay
 from router.serve.exchange import Exchange
 from router.serve.headers import RawHeaders, downstream_headers, first, upstream_headers, with_trace_context
 from router.serve.parts import Outgoing, Parts
@@ -44,27 +43,12 @@ class Passthrough:
 
     async def forward(self, exchange: Exchange) -> Outgoing:
         """Send the request on and pass the answer back, both unchanged and unmetered."""
-        status, headers, relay, body = await self._send(exchange, is_read=False)
-        return Outgoing(status, self._headers(exchange, headers), body, relay)
-
-    async def batches(self, exchange: Exchange) -> Outgoing:
-        """The Message Batches paths: as they are, but for `results_url`; results are metered item by item."""
-        trace = exchange.trace
-        trace.batch, has_results = batch_named(trace.path)
-        if has_results and trace.method == "GET":
-            status, headers, relay, body = await self._send(exchange, is_read=True, results_of=trace.batch)
-        else:
-            status, headers, relay, body = await self._send(exchange, is_read=True)
-        if body is not None and status == 200 and trace.method == "POST" and trace.batch is None:
-            trace.batch = _made_batch(body)
-        if body is not None and status < 400 and b'"results_url"' in body:
-            body = _with_own_results_url(body, self._base_url(exchange))
-            headers = [(name, value) for name, value in headers if name != b"content-length"]
+        status, headers, relay, body = await self.send(exchange, is_read=False)
         return Outgoing(status, self._headers(exchange, headers), body, relay)
 
     async def models(self, exchange: Exchange) -> Outgoing:
         """`GET /v1/models`: the upstream's page; the last one also names the virtual models."""
-        status, headers, relay, body = await self._send(exchange, is_read=True)
+        status, headers, relay, body = await self.send(exchange, is_read=True)
         if body is not None and status == 200:
             virtual = list(virtual_models(self._policies.current, self._parts.catalog))
             body = _with_more_models(body, virtual)
@@ -81,19 +65,33 @@ class Passthrough:
                 return Outgoing(200, self._headers(exchange, headers), orjson.dumps(model))
         raise UnknownTarget(f"model: {model_id}")
 
-    async def _send(
-        self, exchange: Exchange, *, is_read: bool, results_of: str | None = None
+    async def send(
+        self,
+        exchange: Exchange,
+        *,
+        is_read: bool,
+        results_of: str | None = None,
+        body: bytes | Body | None = None,
+        target: bytes | None = None,
     ) -> tuple[int, RawHeaders, Relay | None, bytes | None]:
         """One attempt → (status, headers, relay, None), or with the body read when it is JSON of bounded size.
 
-        `results_of` names the batch whose results are asked for: they are relayed and metered.
+        `results_of` names the batch whose results are asked for: they are relayed and metered. `body` and `target`
+        stand in for those that came. Raises OutcomeUnknown where it may have been done and must not be done twice.
         """
         incoming, trace = exchange.incoming, exchange.trace
         sent = upstream_headers(incoming.headers, incoming.credential, is_metered=is_read)
         if self._parts.sends_trace_context:
             sent = with_trace_context(sent, trace)
         is_once = incoming.method not in _REPEATABLE
-        call = UpstreamCall(incoming.method, incoming.target, sent, incoming.body, self._parts.deadlines, is_once)
+        call = UpstreamCall(
+            incoming.method,
+            incoming.target if target is None else target,
+            sent,
+            incoming.body if body is None else body,
+            self._parts.deadlines,
+            is_once,
+        )
         try:
             return await self._asked(exchange, call, is_read=is_read, results_of=results_of)
         except (UpstreamBroken, UpstreamTimeout) as exc:
@@ -134,6 +132,7 @@ class Passthrough:
             answer.attempt,
             self._parts.items,
             self._parts.catalog,
+            self._parts.decisions,
             batch=batch,
             # Paths that are not routed take any name: one that is no policy must not become a name in the roll-ups.
             policy=named if named in self._policies.current.policies else "",
@@ -142,7 +141,7 @@ class Passthrough:
         exchange.after_last_byte = relay.settle
         return relay
 
-    def _base_url(self, exchange: Exchange) -> str:
+    def base_url(self, exchange: Exchange) -> str:
         """The base URL that the client uses, without a slash at its end."""
         incoming = exchange.incoming
         origin = self._public_url
@@ -185,24 +184,3 @@ def _with_more_models(body: bytes, models: list[Mapping[str, object]]) -> bytes:
     end = object_spans(body)["data"][1] - 1  # the offset of the closing bracket
     added = b",".join(orjson.dumps(model) for model in models)
     return body[:end] + (b"," if page["data"] else b"") + added + body[end:]
-
-
-def _made_batch(body: bytes) -> str | None:
-    """The id of a batch that was just made."""
-    made = json_object(body)
-    batch = None if made is None else made.get("id")
-    return batch if isinstance(batch, str) else None
-
-
-def _with_own_results_url(body: bytes, base_url: str) -> bytes:
-    """The body with what stands before the path of each `results_url` replaced; nothing else changes."""
-    page = json_object(body)
-    if page is None:
-        return body
-    entries = page.get("data")
-    for batch in entries if isinstance(entries, list) else [page]:
-        url = batch.get("results_url") if isinstance(batch, dict) else None
-        if isinstance(url, str) and "/v1/messages/batches/" in url:
-            own = base_url + url[url.index("/v1/messages/batches/") :]
-            body = body.replace(orjson.dumps(url), orjson.dumps(own))
-    return body

@@ -121,11 +121,21 @@ class Planner:
 
         policies = self.policies.current
         trace.revision = policies.revision
-        policy = policies.policies.get("default" if incoming.policy is None else incoming.policy)
-        if policy is None:
-            raise UnknownTarget(f"there is no policy `{incoming.policy}`", hint="a policy is a file of its folder")
+        policy = policy_of(policies, incoming.policy)
         trace.policy = policy.name
-        caller = self._caller(exchange, policy.name)
+        return self.judge(exchange, request, policies, policy, self.caller(exchange, policy.name), at)
+
+    def judge(
+        self,
+        exchange: Exchange,
+        request: MessagesRequest,
+        policies: PolicySet,
+        policy: CompiledPolicy,
+        caller: Caller,
+        at: float,
+    ) -> Understood:
+        """Inspect and decide on a request that was read by `at`. Raises DeniedByPolicy."""
+        trace = exchange.trace
         facts = inspect(request, caller, self.catalog)
         exchange.facts, exchange.headers_read = facts, policy.headers_read
         trace.client, trace.conversation, trace.session = facts.client, facts.conversation_key, facts.session_key
@@ -178,7 +188,8 @@ class Planner:
             )
         return Plan(request, understood, decision, primary, route, binding, headers, key, wishes.isdisjoint(_FRESH))
 
-    def _caller(self, exchange: Exchange, policy: str) -> Caller:
+    def caller(self, exchange: Exchange, policy: str) -> Caller:
+        """What is known of a request besides its body."""
         incoming = exchange.incoming
         headers: dict[str, str] = {}
         for raw_name, raw_value in incoming.headers:
@@ -235,6 +246,14 @@ class Planner:
         if b'"file_id"' in plain or b'"url"' in plain:
             return "reference"
         return "server-tool" if _has_server_tool(request.body.get("tools")) else ""
+
+
+def policy_of(policies: PolicySet, name: str | None) -> CompiledPolicy:
+    """The policy of that name; None: `default`. Raises UnknownTarget."""
+    policy = policies.policies.get("default" if name is None else name)
+    if policy is None:
+        raise UnknownTarget(f"there is no policy `{name}`", hint="a policy is a file of its folder")
+    return policy
 
 
 def _wishes(caller: Caller) -> frozenset[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from urllib.parse import quote, unquote
 
 from router.errors import (
@@ -20,6 +21,7 @@ from router.errors import (
     WrongMethod,
 )
 from router.serve.admission import Admission, Ticket
+from router.serve.batches import Batches
 from router.serve.exchange import ClientWatch, Exchange, Incoming, Stopwatch
 from router.serve.headers import Credential, RawHeaders, credential_of, first, router_headers
 from router.serve.parts import Outgoing
@@ -60,6 +62,7 @@ class ApiServices:
 
     pipeline: Pipeline
     passthrough: Passthrough
+    batches: Batches
     identify: Callable[[Credential], Identity]
     new_trace_id: Callable[[], str]
     monotonic: Callable[[], float]
@@ -243,7 +246,9 @@ class Api:
             case "wrong_method":
                 raise WrongMethod(f"method `{trace.method}` is not allowed here, expected `POST`")
             case "batches":
-                return await services.passthrough.batches(exchange)
+                if trace.method == "POST":
+                    _check_encoding(exchange.incoming.headers)
+                return await services.batches.answer(exchange)
             case "models":
                 model_id = unquote(trace.path.removeprefix("/v1/models").removeprefix("/"))
                 if model_id == "auto" or model_id.startswith("lane:"):
@@ -265,8 +270,8 @@ class Api:
         body: bytes = message.get("body", b"")
         if not message.get("more_body", False):
             return body
-        chunks = [body]
-        size = len(body)
+        chunks = BytesIO()  # grows in place and gives its bytes away: a body is in memory once, not twice
+        size = chunks.write(body)
         while message.get("more_body", False):
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -274,14 +279,14 @@ class Api:
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > limit:
-                chunks.clear()  # the exception holds this frame until its client has heard of it
+                chunks.close()  # the exception holds this frame until its client has heard of it
                 raise RequestTooLarge(f"the request body has over {limit} bytes")
             uncounted = size - ticket.body_bytes
             if uncounted > 0 and (reason := self._services.admission.grow(ticket, uncounted)):
-                chunks.clear()
+                chunks.close()
                 raise Overloaded(reason, retryable=True)  # a word, which `turn_away` makes into an answer
-            chunks.append(chunk)
-        return b"".join(chunks)
+            chunks.write(chunk)
+        return chunks.getvalue()
 
     async def _refuse(self, error: RouterError, trace: Trace, clock: Stopwatch, receive: Receive, send: Send) -> None:
         """An error before there is anything to route: answered and traced."""

@@ -19,13 +19,15 @@ def test_no_password_inside_a_url_is_printed(form: tuple[str, ...], monkeypatch:
     escaped = SECRET.replace("/", "%2F")
     monkeypatch.setenv("ROUTER_AFFINITY", f"redis://app:{escaped}@cache.example:6380/2")
     monkeypatch.setenv("ROUTER_CACHE", f"redis://:{escaped}@cache.example/0")
-    monkeypatch.setenv("ROUTER_JOBS", f"rediss://cache.example/0?password={escaped}")
+    monkeypatch.setenv("ROUTER_JOBS", f"rediss://jobs:{escaped}@jobs.example/3")
     result = CliRunner().invoke(config, ["show", *form])
     assert result.exit_code == 0
     assert escaped not in result.output
     assert "redis://app:(set)@cache.example:6380/2" in result.output
     assert "redis://:(set)@cache.example/0" in result.output
-    assert "rediss://cache.example/0?password=(set)" in result.output
+    assert "rediss://jobs:(set)@jobs.example/3" in result.output
+    shown = without_password(f"rediss://cache.example/0?password={escaped}")
+    assert shown == "rediss://cache.example/0?password=(set)"
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,7 @@ class Auditor:
         await self.s.trace()
         await self._settle(is_healthy=False)
         self.upstream.requests.clear()
+        await self.app.stores.decisions.owners(["none"])  # its file is opened at the first use
         self._fds, self._tasks = _open_fds(), len(asyncio.all_tasks())
 
     async def _settle(self, *, is_healthy: bool) -> None:

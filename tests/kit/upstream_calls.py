@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from router.seams import Deadlines, Upstream, UpstreamCall, UpstreamReply
+from router.seams import Body, Deadlines, Upstream, UpstreamCall, UpstreamReply
 
 
 def call(
-    body: bytes = b"{}",
+    body: bytes | Body = b"{}",
     *,
     method: str = "POST",
     target: bytes = b"/v1/messages",

@@ -205,7 +205,7 @@ def test_each_header_of_the_router_is_documented() -> None:
 
 def test_the_metrics_table_is_the_code() -> None:
     """Every metric family that is served stands in the operations page with its type, and no other."""
-    links = ("redis", "redis_affinity")
+    links = ("redis", "redis_affinity", "redis_jobs")
     sinks = ("traces", "trace_reader", "capture", "otlp", "admission", "retry_budget")
     doors = ("connections", "admin_connections")
     names = (
@@ -213,6 +213,7 @@ def test_the_metrics_table_is_the_code() -> None:
         "cache",
         "flights",
         "affinity",
+        "batch_decisions",
         *links,
         "policies",
         "listener",
@@ -232,7 +233,12 @@ def test_the_metrics_table_is_the_code() -> None:
 @pytest.mark.anyio
 async def test_the_running_router_serves_these_metrics(redis_server: RedisServer) -> None:
     """The parts are joined to the metrics: with everything on, each family of the table is there, and each stat."""
-    settings = {"cache": redis_server.url, "affinity": f"{redis_server.url}/1", "capture": "1%"}
+    settings = {
+        "cache": redis_server.url,
+        "affinity": f"{redis_server.url}/1",
+        "jobs": f"{redis_server.url}/2",
+        "capture": "1%",
+    }
     async with stage(policy=always("cache: {ttl: 1h}"), **settings) as s:
         for _ in range(2):
             await s.messages()

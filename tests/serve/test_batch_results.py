@@ -8,7 +8,7 @@ import json
 import signal
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -20,6 +20,7 @@ from kit.processes import RouterProcess, router
 from kit.raw_upstream import Behaviour, Peer, raw_upstream
 from kit.stage import AS_ASKED, KEY, WAIT_S, Reply, Stage, Wire, answers, chunked, error, http, stage, until
 
+from router.jobs.decision import DecisionWriter, ItemDecision
 from router.serve.batch_results import BatchResultsRelay, batch_named, item_id
 from router.serve.exchange import ClientWatch, Exchange, Incoming, Stopwatch
 from router.serve.headers import Credential
@@ -515,6 +516,40 @@ async def test_a_client_that_leaves_while_the_store_is_full_is_let_go():
     await asyncio.sleep(0)
     exchange.watch.gone()
     assert await asyncio.wait_for(reading, 1.0) == body("a")
+
+
+@dataclass
+class Shaky:
+    """A store of decisions whose look-ups fail as often as it says; then all are there, or what is shared is not."""
+
+    failures: list[bool]
+    entries: dict[str, bytes] = field(default_factory=dict)
+
+    async def of(self, batch: str, names: Sequence[str]) -> Mapping[str, bytes] | None:
+        if self.failures and self.failures.pop(0):
+            return None
+        return {name: self.entries[name] for name in names if name in self.entries}
+
+
+@pytest.mark.parametrize("failures", [[True], [False, True]], ids=["items", "shared"])
+async def test_what_cannot_be_looked_up_is_left_for_the_next_fetch(failures: list[bool]):
+    """Booked without it, the item would have saved nothing, for good: the line passes, and is booked when it can be."""
+    writer = DecisionWriter()
+    for name in "ab":
+        writer.add(name, ItemDecision("p", "r1", "simple", "haiku", "claude-sonnet-5-5", "claude-haiku-5-5"))
+    store = Shaky(failures, dict(writer.taken()))
+    relay, exchange = relay_of(items := Full(has=True), Pieces(body("a"), body("b")), decisions=store)
+    assert await relay.read() + await relay.read() == body("a", "b")
+    assert await relay.read() == b""
+    relay.settle()
+    assert [(item.request_id, item.model_asked, item.rule) for item in items.items] == [
+        ("msg_b", "claude-sonnet-5-5", "simple")
+    ]
+    assert exchange.trace.batch_lines is not None
+    assert (exchange.trace.batch_lines["succeeded"], exchange.trace.batch_lines["unmetered"]) == (1, 1)
+    again, _ = relay_of(items, Pieces(body("a")), decisions=store)
+    await again.read()
+    assert (items.items[-1].request_id, items.items[-1].model_asked) == ("msg_a", "claude-sonnet-5-5")
 
 
 # Several processes

@@ -228,7 +228,9 @@ async def test_a_browsers_preflight_passes_without_a_credential():
     "path",
     ["/v1/%6dessages", "//v1/messages", "/v1//messages", "/v1/./messages", "/v1/x/../messages", "/v1/messages/",
      "/v1%2fmessages", "/v1/messages/%63ount_tokens", "/v1/messages/./batches", "/v1//../messages",
-     "/v1/x%2Fy/../messages", "/v1/x/%2e%2e/messages"],
+     "/v1/x%2Fy/../messages", "/v1/x/%2e%2e/messages", "/v1/messages;a=1", "/v1;a/messages", "/v1/x/..;/messages",
+     "/v1/messages%3Fbeta=1", "/v1/messages%23", "/v1/messages%00", "/v1/messages%3b",
+     "/v1/messages%3F/..", "/v1;a/messages/batches", "/v1/x/..;/messages/batches"],
 )  # fmt: skip
 async def test_another_spelling_of_a_routed_path_is_refused(path):
     """What the upstream might read as Messages never goes around the policy: 404, and nothing is sent (F51, S10)."""
@@ -257,7 +259,34 @@ async def test_another_spelling_of_a_batch_is_refused(path):
         assert not s.upstream.requests
 
 
-@pytest.mark.parametrize("path", ["/v1/files/a%20b", "/v1/x/", "/v1//x", "/v1/messages/../files", "/v1/x%2Fbatches"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "batches" + rest) for rest in ("/", ";a=1", ";", "%3Fbeta=1", "%3fbeta=1", "%23", "%00", "/..;/batches",
+     "x", "/b", "/b/results", "/b/cancel/x", "/b/c/cancel", "//cancel", "/b;a/cancel", "/b/cancel;a", "/new")]
+    + [("PUT", "batches/b"), ("PUT", "batches"), ("PATCH", "batches;a"), ("GET", "batches/b;a/results"),
+       ("GET", "batches;a/b/results")],
+)  # fmt: skip
+async def test_a_path_that_might_make_a_batch_is_one_that_is_known(method, path):
+    """A batch is made at its path alone, where it is routed: no rule is got around by another (404)."""
+    async with stage(policy=always()) as s:
+        for prefix in ("", "/p/default"):
+            reply = await s.request(method, f"{prefix}/v1/messages/{path}", b"{}")
+            assert (reply.status, reply.json()["error"]["type"]) == (404, "not_found_error")
+        assert not s.upstream.requests
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/files/a%20b",
+        "/v1/files/a;b",
+        "/v1/files/a%3Fb",
+        "/v1/x/",
+        "/v1//x",
+        "/v1/messages/../files",
+        "/v1/x%2Fbatches",
+    ],
+)
 async def test_any_spelling_of_another_path_passes_as_it_is(path):
     """Whatever is neither routed nor metered is the upstream's to read."""
     async with stage(answers(http(b"{}"))) as s:
@@ -359,7 +388,8 @@ async def test_the_results_of_a_batch_are_fetched_from_the_router():
     ):
         async with stage(answers(http(body.encode()))) as s:
             for method in ("GET", "POST"):
-                reply = await s.request(method, "/v1/messages/batches/msgbatch_1", b"{}" if method == "POST" else None,
+                path, sent = ("/cancel", b"{}") if method == "POST" else ("", None)
+                reply = await s.request(method, f"/v1/messages/batches/msgbatch_1{path}", sent,
                                         host=b"router.example:8080")  # fmt: skip
                 assert reply.body.decode() == body.replace("https://api.anthropic.com/", "http://router.example:8080/")
     lines = b'{"custom_id":"a","result":{}}\n'
