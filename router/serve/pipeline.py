@@ -6,13 +6,14 @@ A phase is added by adding a line here, never by registering something elsewhere
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Mapping
 
 from router.serve.ask import Asker
 from router.serve.cached import CachedLine
 from router.serve.conversation import recall
 from router.serve.exchange import Exchange
-from router.serve.headers import Credential, router_headers
+from router.serve.headers import Credential, first, router_headers
 from router.serve.ledger import book
 from router.serve.parts import Answered, Outgoing, Parts
 from router.serve.plan import Plan
@@ -114,11 +115,19 @@ class Pipeline:
             trace.facts = exchange.facts.recorded(exchange.headers_read)
         if exchange.refused:
             trace.why = (*trace.why, *exchange.refused)
+        same = first(exchange.incoming.headers, b"idempotency-key")
+        if same is not None:
+            trace.why = (*trace.why, f"idempotency key {_mark(trace.tenant, same)}: one call with others of this mark")
         trace.overhead_s = min(trace.duration_s, max(0.0, trace.duration_s - exchange.clock.waited_s))
         for sink in self._parts.sinks:
             sink.write(trace)
         if exchange.kept is not None and self._parts.content is not None:
             self._parts.content.write(_content(exchange, exchange.kept))
+
+
+def _mark(tenant: str, key: bytes) -> str:
+    """What links the traces of one call that a client sent again, and tells nothing of the client's own key (F53)."""
+    return hashlib.sha256(tenant.encode("utf-8", "replace") + b"\0" + key).hexdigest()[:16]
 
 
 def _content(exchange: Exchange, kept: Kept) -> Content:

@@ -230,3 +230,16 @@ async def test_a_key_of_the_router_has_its_tenant_and_its_policy(tmp_path):
             ("chat", "chat"),
         ]
         assert "sk-owner" not in json.dumps(traces, default=str)
+
+
+async def test_one_call_that_is_sent_again_is_linked_in_the_traces():
+    """Each is a request of its own and the header goes up as it came; a mark that is not the key links them (F53)."""
+    async with stage(policy=always()) as s:
+        for key in (b"my-own-key", b"my-own-key", b"another"):
+            assert (await s.messages((b"idempotency-key", key))).status == 200
+        assert [request.header(b"idempotency-key") for request in s.upstream.requests][:2] == [b"my-own-key"] * 2
+        rows = await s.traces()
+        marks = [[line for line in row["why"] if line.startswith("idempotency key")] for row in rows]
+        assert len(marks[0]) == 1
+        assert marks[0] == marks[1] != marks[2]
+        assert "my-own-key" not in json.dumps(rows, default=str)
