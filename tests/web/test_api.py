@@ -7,7 +7,7 @@ import json
 
 import anthropic
 import pytest
-from kit.stage import KEY, SSE_HEAD, always, answers, chunked, error, http, message, request_body, stage
+from kit.stage import KEY, SSE_HEAD, WAIT_S, always, answers, chunked, error, http, message, request_body, stage
 
 from router.web.sizes import MAX_MESSAGES_BODY
 
