@@ -29,6 +29,7 @@ from typing import Any
 
 from kit.raw_upstream import Behaviour, Peer
 from kit.stage import KEY, WAIT_S, Reply, Stage, Wire, answers, request_body, stage, until
+from router.jobs.sqlite import SqliteDecisions
 
 REFUSED = ("rate_limited", "overloaded", "unavailable", "connect_failed", "rejected")
 
@@ -105,7 +106,12 @@ class Auditor:
         await self.s.trace()
         await self._settle(is_healthy=False)
         self.upstream.requests.clear()
-        await self.app.stores.decisions.owners(["none"])  # its file is opened at the first use
+        decisions = self.app.stores.decisions  # its file is opened at the first use, for reading and for writing
+        assert await decisions.put("audit", {"none": b"{}"})
+        await decisions.forget("audit")
+        await decisions.owners(["none"])
+        if isinstance(decisions, SqliteDecisions):
+            await decisions.settled()
         self._fds, self._tasks = _open_fds(), len(asyncio.all_tasks())
 
     async def _settle(self, *, is_healthy: bool) -> None:

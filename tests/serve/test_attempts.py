@@ -134,8 +134,9 @@ async def test_a_closed_port_is_told_in_the_api_shape():
             trace = await s.trace()
             assert [a["outcome"] for a in trace["attempts"]] == ["connect_failed"] * 3
             assert (trace["outcome"], trace["error_code"], trace["cost_usd"]) == ("upstream_error", "R301", 0)
-            for target in ("/v1/messages/count_tokens", "/v1/files", "/v1/models", "/v1/messages/batches"):
+            for target in ("/v1/messages/count_tokens", "/v1/files", "/v1/models"):
                 assert (await s.messages(target=target)).status == 502
+            assert (await s.request("GET", "/v1/messages/batches/msgbatch_1")).status == 502
 
 
 async def test_no_second_attempt_after_a_broken_connection():

@@ -228,14 +228,14 @@ async def test_probes_whose_clients_leave_give_their_place_back():
 async def test_the_state_is_in_the_metrics_and_on_the_status_screen():
     """What an operator sees: numbers per lane, the document, and the words of `router status`."""
     ill = Ill(HAIKU)
-    async with audited(ill.behave, most_attempts=2, policy=always()) as a:
+    async with stage(ill.behave, policy=always()) as s:
         for _ in range(OPENS + 1):
-            await a.messages(model=OPUS)
-        served = (await asyncio.to_thread(a.app.metrics.render)).decode()
+            await s.messages(model=OPUS)
+        served = (await asyncio.to_thread(s.app.metrics.render)).decode()
         assert f'router_lane_breaker{{lane="haiku",model="{HAIKU}",stat="state"}} 2.0' in served
         assert f'router_lane_breaker{{lane="haiku",model="{HAIKU}",stat="skipped"}} 1.0' in served
         assert f'router_lane_breaker{{lane="as-asked",model="{OPUS}",stat="state"}} 0.0' in served
-        admin = f"http://127.0.0.1:{a.s.admin_port}"
+        admin = f"http://127.0.0.1:{s.admin_port}"
         said = await asyncio.to_thread(CliRunner().invoke, cli, ["status", "--json", "--admin", admin])
         found = json.loads(said.stdout)
         [each] = [each for each in found["breakers"] if each["lane"] == "haiku"]
