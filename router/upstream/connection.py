@@ -26,8 +26,9 @@ from router.upstream.deadline import Deadline
 from router.upstream.exchange import Exchange
 from router.upstream.pool import Pool
 
-READ_BYTES = 32 * 1024  # one read from the socket
-HIGH_WATER_BYTES = 32 * 1024  # unread answer bytes at which the upstream is throttled; one more read may follow
+READ_BYTES = 32 * 1024  # one read from the socket; with what waits and what is being sent, a slow reader holds 80 KiB
+HIGH_WATER_BYTES = 16 * 1024  # unread answer bytes at which the upstream is throttled; one more read may follow
+LITTLE_BYTES = 16 * 1024  # one read while there is something to read
 MAX_HEAD_BYTES = 64 * 1024  # status line, headers and trailers of one answer
 _JOINED_BODY_BYTES = 64 * 1024  # up to here head and body are one write; copying costs less than a second write
 _PIECE_BYTES = 128 * 1024  # of a larger body, handed to the transport at a time
@@ -147,7 +148,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Called by the event loop before each read."""
-        return self._pool.buffer
+        exchange = self._exchange
+        # While somebody has bytes to read, no more than a little is fetched: what a slow reader leaves stays small.
+        return self._pool.buffer if exchange is None or not exchange.buffered else self._pool.buffer[:LITTLE_BYTES]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Called by the event loop with bytes in the shared buffer; they are parsed before it returns."""

@@ -137,6 +137,11 @@ class Exchange:
         self.status = status
         self._wake()
 
+    @property
+    def buffered(self) -> int:
+        """Bytes of the body that wait to be read."""
+        return self._buffered
+
     def take(self, body: bytes) -> int:
         """Take bytes of the body; returns how many now wait to be read."""
         self._chunks.append(body)
