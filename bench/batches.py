@@ -147,7 +147,7 @@ async def watched(server: Server, port: int, what: Coroutine[Any, Any, Any]) -> 
 
 def expected(catalog: Catalog, models: list[str]) -> tuple[int, int]:
     """Cost and baseline in pico-dollars of the results, from the prices."""
-    usage = Usage(Tokens(USAGE["input_tokens"], 0, 0, 0, USAGE["output_tokens"]))  # type: ignore[arg-type]
+    usage = Usage(Tokens(USAGE["input_tokens"], 0, 0, 0, USAGE["output_tokens"]))  # type: ignore[arg-type]  # numbers of JSON
     cost = {model: catalog.cost(usage, model, is_batch=True) or 0 for model in set(models)}
     return sum(cost[model] for model in models), (catalog.cost(usage, ASKED, is_batch=True) or 0) * len(models)
 

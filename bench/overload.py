@@ -45,7 +45,7 @@ class Mixed(Load):
         self.by_status: dict[int, list[float]] = {}
         template = self.requests.template
         self.templates = [template.replace(b"x-api-key: sk-bench", b"x-api-key: " + key.encode()) for key in keys]
-        self.requests.next = self.next_of_turn  # type: ignore[method-assign]
+        self.requests.next = self.next_of_turn  # type: ignore[method-assign]  # requests come by turns here
         self.turn = 0
 
     def next_of_turn(self) -> bytes:

@@ -188,7 +188,7 @@ def main() -> None:
     for what, value in found.items():
         print(f"{what:18} {value}")
     print(f"journals left: {len(left)}; tracebacks in the log: {log.count('Traceback')}")
-    is_exact = found["rows and money"] == tuple(found["of the roll-ups"])  # type: ignore[arg-type]
+    is_exact = found["rows and money"] == tuple(found["of the roll-ups"])  # type: ignore[arg-type]  # two rows of figures
     is_good = found["file"] == "ok" and is_exact and not (found["lost"] or found["at another cost"] or found["doubled"])
     sys.exit(0 if is_good else 1)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit.page import FACTS, Shown, a_browser, a_request, shown
+from kit.page import FACTS, Shown, a_browser, a_request, a_tab, shown
 
 STRUCTURE = """
 - banner:
@@ -48,16 +48,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
     """A tab that fails the test when the page throws, or asks anything of another host."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    page = context.new_page()
-    page.set_default_timeout(10_000)
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    page.on("request", lambda asked: wrong.append(asked.url) if "//127.0.0.1:" not in asked.url else None)
-    yield page
-    context.close()
-    assert not wrong
+    with a_tab(browser) as page:
+        yield page
 
 
 def rows(page: Any) -> Any:
