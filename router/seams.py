@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from router.affinity.binding import Binding
 from router.cache.entry import CacheEntry, CacheStats, Found, PurgeReport
 from router.classify.label import Label
+from router.jobs.deferred import Canceled, Job, JobAnswer, JobView, Member, Requested, Submission, Waiting
 from router.trace.captured import Content
 from router.trace.record import Trace
 from router.value import value_class
@@ -228,6 +229,58 @@ class BatchDecisions(Protocol):
     async def close(self) -> None: ...
 
 
+class JobStore(Protocol):
+    """Where deferred requests live from their acceptance until their answer has been kept long enough.
+
+    What a call says is done is done for good when it returns: on the disk, or in Redis. Any call but `stats` raises
+    JobsUnavailable where that cannot be said; then it may have been done or not, and doing it again is harmless.
+
+    Several processes may share a store. `lead` makes a process (`holder`) the one that works for an owner, for `ttl_s`
+    seconds; again it renews that. False: another process is at it. A holder that is known to be dead leads no more.
+    `begin` takes waiting jobs into a submission, all or none of the call, and gives those it took, in the order of
+    `ids`: none when `holder` does not lead. `unsent` undoes that, where there is no batch, of what has not ended: that
+    waits until `not_before_s` and shares a batch with at most `most` others from then on (None: as before).
+    `open_submissions` are those that were not closed, `batches_of` the batches of all that are remembered, which is
+    `KEPT_S` long. `finish` ends a job once: the first answer stays, and False says that it had one. A canceled job
+    keeps none, and is gone with its submission. `close_submission` drops what was said in it. `accept` raises
+    Overloaded when the owner has as many as are taken.
+    """
+
+    async def accept(self, job: Job) -> None: ...
+
+    async def look(self, owner: str, job_id: str, tenant: str) -> JobView | None: ...
+
+    async def cancel(self, owner: str, job_id: str, tenant: str) -> Canceled: ...
+
+    async def lead(self, owner: str, holder: str, ttl_s: float) -> bool: ...
+
+    async def leave(self, owner: str, holder: str) -> None: ...
+
+    async def waiting(self, owner: str, limit: int) -> Sequence[Waiting]: ...
+
+    async def begin(self, holder: str, submission: Submission, ids: Sequence[str]) -> Sequence[Requested]: ...
+
+    async def sent(self, owner: str, submission_id: str, batch: str) -> None: ...
+
+    async def unsent(self, owner: str, submission_id: str, not_before_s: float, most: int | None = None) -> None: ...
+
+    async def open_submissions(self, owner: str) -> Sequence[Submission]: ...
+
+    async def batches_of(self, owner: str) -> frozenset[str]: ...
+
+    async def members(self, owner: str, submission_id: str) -> Sequence[Member]: ...
+
+    async def request_of(self, owner: str, job_id: str) -> Requested | None: ...
+
+    async def finish(self, owner: str, job_id: str, answer: JobAnswer) -> bool: ...
+
+    async def close_submission(self, owner: str, submission_id: str) -> None: ...
+
+    def stats(self) -> Mapping[str, int]: ...
+
+    async def close(self) -> None: ...
+
+
 class ContentSink(Protocol):
     """Takes what requests said and were answered, where capture is on; like a `TraceSink` it never blocks nor raises.
 
@@ -259,6 +312,7 @@ __all__ = [
     "Deadlines",
     "Found",
     "ItemSink",
+    "JobStore",
     "Label",
     "MessagesRequest",
     "PendingCall",

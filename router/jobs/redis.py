@@ -12,6 +12,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from router.errors import JobsUnavailable
+from router.jobs.decision import KEPT
 from router.jobs.sqlite import KEPT_S
 from router.redis_link import RedisLink, RedisUnavailable
 
@@ -94,7 +95,7 @@ class RedisDecisions:
             return None
         await self._pay()
         self._counts["found"] += len(found)
-        self._counts["missing"] += len(names) - len(found)
+        self._counts["missing"] += sum(name not in found for name in names if not name.startswith(KEPT))
         return found
 
     async def owners(self, batches: Sequence[str]) -> Mapping[str, str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sqlite3
 import threading
 import time
@@ -22,7 +21,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from router.errors import JobsUnavailable
-from router.jobs.schema import opened
+from router.jobs.decision import KEPT
+from router.jobs.schema import opened_or_anew
 from router.trace.place import inode
 
 KEPT_S = 30 * 86_400.0  # results can be fetched for 29 days. Source: batch documentation
@@ -86,7 +86,9 @@ class SqliteDecisions:
         self._behind: asyncio.Task[None] | None = None
 
     async def put(self, ticket: str, entries: Mapping[str, bytes]) -> bool:
-        """See `BatchDecisions`."""
+        """See `BatchDecisions`. In memory no answers are kept."""
+        if self._path is None and any(name.startswith(KEPT) for name in entries):
+            return False
         if time.monotonic() < self._rests_until_s:
             self._counts["failures"] += 1
             return False
@@ -150,7 +152,7 @@ class SqliteDecisions:
         if found is None:
             return None
         self._counts["found"] += len(found)
-        self._counts["missing"] += len(names) - len(found)
+        self._counts["missing"] += sum(name not in found for name in names if not name.startswith(KEPT))
         return found
 
     async def owners(self, batches: Sequence[str]) -> Mapping[str, str]:
@@ -302,21 +304,9 @@ class SqliteDecisions:
             _shut(side)
         if side.connection is None:
             with self._opening:  # else one side could set aside the file that the other has just begun
-                side.connection = self._opened_anew()
+                side.connection = opened_or_anew(self._path, _LOCK_WAIT_S, int(self._now_s()))
             side.inode = None if self._path is None else inode(self._path)
         return side.connection
-
-    def _opened_anew(self) -> sqlite3.Connection:
-        try:
-            return opened(self._path, _LOCK_WAIT_S)
-        except sqlite3.DatabaseError as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise
-            assert self._path is not None
-            aside = self._path.with_name(f"{self._path.name}.corrupt-{int(self._now_s())}")
-            os.replace(self._path, aside)
-            _log.error("jobs: `%s` is not a readable database, set aside as `%s`", self._path, aside)
-            return opened(self._path, _LOCK_WAIT_S)
 
     def _number(self, connection: sqlite3.Connection, ticket: str) -> int:
         connection.execute(

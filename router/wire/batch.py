@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -120,7 +120,7 @@ class BatchReader:
             raise InvalidRequest(f"{where}: {error.message}") from error
         custom_id, params = self._checked(where, value)
         first, last = _params_span(piece, value, custom_id, is_compact)
-        wrong = _wrong_in_batches(params)
+        wrong = wrong_in_batches(params)
         request = None
         if not wrong:
             try:
@@ -255,6 +255,20 @@ class Spliced:
         self._new.append(new)
         self._size += len(new) - (end - start)
 
+    def without(self, places: Sequence[tuple[int, int]]) -> Spliced:
+        """The same body without these places too, which are in order; a replacement that lies in one goes with it."""
+        made, done, gone_to = Spliced(self._raw), 0, 0
+        for start, end, new in zip(self._starts, self._ends, self._new, strict=True):
+            while done < len(places) and places[done][0] <= start:
+                made.replace(*places[done], b"")
+                gone_to = places[done][1]
+                done += 1
+            if start >= gone_to:
+                made.replace(start, end, new)
+        for place in places[done:]:
+            made.replace(*place, b"")
+        return made
+
     @property
     def is_changed(self) -> bool:
         """Whether anything was replaced."""
@@ -287,8 +301,8 @@ class Spliced:
         yield view[done:]
 
 
-def _wrong_in_batches(params: Mapping[str, Any]) -> str:
-    """What the API does not take inside a batch though it takes it outside; empty for nothing."""
+def wrong_in_batches(params: Mapping[str, Any]) -> str:
+    """For parsed `params`: what the API does not take inside a batch though it takes it outside; empty for nothing."""
     if params.get("stream") is True:
         return "stream: not supported in Message Batches"
     for name in _NOT_IN_BATCHES:

@@ -11,7 +11,11 @@ it without those strings.
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
+
+import orjson
 
 MAX_LINE_BYTES = 16 * 1024 * 1024  # as of one server-sent event: results of server tools arrive whole
 
@@ -66,6 +70,22 @@ class LineReader:
             self.too_long += 1
             return b""
         return line
+
+
+def read_line(line: bytes) -> dict[str, Any]:
+    """The JSON object of a line; an empty one for anything else.
+
+    An answer may hold half a surrogate pair, which is no text, and counts all the same: it is read as `?`.
+    """
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        try:
+            text = line.decode()  # as text: the library would guess the encoding of bytes
+            value = orjson.loads(json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace"))
+        except (ValueError, RecursionError):
+            return {}
+    return value if isinstance(value, dict) else {}
 
 
 _SLICE = 128 * 1024

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.jobs.decision import DecisionReader, DecisionWriter, ItemDecision
+from router.jobs.decision import DecisionReader, DecisionWriter, ItemDecision, Keeping
 
 BASE = ItemDecision(
     policy="default", revision="r1", rule="simple", lane="haiku", model_asked="claude-sonnet-5-5",
@@ -101,3 +101,16 @@ def test_a_long_list_of_facts_is_left_out_and_so_unknown():
     read = read_back(entries)
     assert {name: one and one.facts.get("tool_names") for name, one in read.items()} == {"a": few, "b": None, "c": None}
     assert read["b"] == BASE
+
+
+def test_what_an_answer_is_to_be_cached_under_is_read_back():
+    """The key is the item's own, the rest is shared; an item without either is as small as ever, and apart."""
+    writer, keeping = DecisionWriter(), Keeping(3_600.0, 1_000_000, 1_700_000_000_000_000_000, "acme")
+    said = {f"i{n}": replace(BASE, key=f"{n:064x}", keeping=keeping) for n in range(3)}
+    said["plain"] = BASE
+    said["other"] = replace(BASE, key="f" * 64, keeping=replace(keeping, ttl_s=1.0))
+    for name, decision in said.items():
+        writer.add(name, decision)
+    entries = dict(writer.taken())
+    assert len([name for name in entries if name.startswith("#")]) == 3
+    assert read_back(entries) == said

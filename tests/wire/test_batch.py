@@ -220,3 +220,24 @@ def test_a_spliced_body_is_what_joining_would_make(raw, places, most):
     assert len(spliced) == len(expected)
     assert all(0 < len(piece) <= most for piece in pieces)
     assert b"".join(spliced.pieces(most)) == expected, "it may be read again"
+
+
+@given(
+    st.binary(min_size=1, max_size=60),
+    st.lists(st.tuples(st.integers(0, 60), st.integers(1, 8), st.booleans(), st.binary(max_size=5)), max_size=8),
+)
+def test_what_is_left_out_goes_with_whatever_was_replaced_in_it(raw, places):
+    """Property: places side by side, some of which go, with a replacement of their own inside or none."""
+    spliced, gone, expected, done = Spliced(raw), [], b"", 0
+    for begin, length, goes, new in sorted(places):
+        start, end = max(begin, done), begin + length
+        if start >= end or end > len(raw):
+            continue
+        spliced.replace(start, end, new)
+        expected += raw[done:start] + (b"" if goes else new)
+        gone += [(start, end)] if goes else []
+        done = end
+    expected += raw[done:]
+    without = spliced.without(gone)
+    assert b"".join(without.pieces(7)) == expected
+    assert len(without) == len(expected)
