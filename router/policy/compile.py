@@ -21,9 +21,11 @@ from router.policy.reach import Domains, covers, domains, never_holds
 from router.policy.source import Diagnostic, Node, Source
 from router.policy.words import near
 from router.policy.written import (
+    DEFERRED_ALLOWED,
     NO_RETRY,
     OWN_TIMEOUTS,
     CacheDirective,
+    DeferredDirective,
     Lane,
     LaneEntry,
     Lanes,
@@ -74,6 +76,7 @@ class CompiledRule:
     edits: tuple[str, ...] = ()
     stick: Stick = "conversation"
     turns: int = DEFAULT_TURNS
+    deferred: DeferredDirective = DEFERRED_ALLOWED
     tags: tuple[str, ...] = ()
     line: int = 0
 
@@ -283,6 +286,7 @@ def _compile_rule(
         edits=rule.edits,
         stick=rule.stick,
         turns=rule.turns,
+        deferred=rule.deferred,
         tags=rule.tags,
         line=rule.at.line,
     )

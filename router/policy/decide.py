@@ -15,7 +15,16 @@ from router.facts.inspect import Facts
 from router.policy.compile import CompiledPolicy, CompiledRule, Outcome
 from router.policy.conditions import LABELLED, Clause
 from router.policy.operators import getter
-from router.policy.written import CacheDirective, Lane, Retry, Stick, Swap, Timeouts
+from router.policy.written import (
+    DEFERRED_ALLOWED,
+    CacheDirective,
+    DeferredDirective,
+    Lane,
+    Retry,
+    Stick,
+    Swap,
+    Timeouts,
+)
 
 _MOST_KEPT = 4096  # decisions remembered per policy
 
@@ -28,7 +37,7 @@ class Decision:
     names (more than the route where it splits): a client may choose among them. `deny` is a message for the client,
     and then nothing is sent. `edits` are the edits that may be made
     to the request so that a lane takes it. `turns` is how soon `stick: economic` must earn back a switch. `why` has one
-    sentence per rule reached, the deciding one last.
+    sentence per rule reached, the deciding one last. `deferred` says whether the answer may come later.
     """
 
     policy: str
@@ -46,6 +55,7 @@ class Decision:
     deny: str | None
     tags: tuple[str, ...]
     why: tuple[str, ...]
+    deferred: DeferredDirective = DEFERRED_ALLOWED
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +119,7 @@ def _decision(policy: CompiledPolicy, rule: CompiledRule, facts: Facts, why: lis
             deny=rule.deny,
             tags=rule.tags,
             why=sentences,
+            deferred=rule.deferred,
         )
         if len(policy.made) < _MOST_KEPT:
             policy.made[sentences] = made

@@ -21,17 +21,22 @@ MAX_CACHE_BYTES = 64 * 1024 * 1024
 MAX_TTL_S = 30 * 86400  # a store that several processes share keeps an entry no longer
 MAX_PACE_S = 1.0
 MIN_CACHE_S = 0.001  # of both: clocks and stores count no finer
+MIN_DEFERRED_S = 0.001
+MAX_DEFERRED_S = 86400.0  # a Message Batch that took longer has expired
+MAX_DEFERRED_ITEMS = 10_000  # of one batch, whose bytes are bounded too
 
 Shape = Literal[
     "version", "name", "text", "texts", "rules", "tests", "lanes", "lane", "model", "route", "weights", "condition",
     "cache", "duration", "size", "count", "swap", "stick", "scope", "request", "given", "expect",
-    "economic", "turns", "edits", "temperature", "flag", "retry", "timeout", "on_timeout",
+    "economic", "turns", "edits", "temperature", "flag", "retry", "timeout", "on_timeout", "deferred", "deferring",
+    "items",
 ]  # fmt: skip
 
 SWAP = ("strict", "adapt")
 STICK = ("conversation", "economic", "move", "none")
 SCOPE = ("tenant", "shared")
 ON_TIMEOUT = ("stop", "fallback")
+DEFERRING = ("allow", "deny", "require")
 DEFAULT_TURNS = 5  # within which `stick: economic` must earn back what a switch costs
 MAX_TURNS = 1000
 
@@ -71,6 +76,9 @@ RULE_KEYS = (
     KeySpec("stick", "stick", "`conversation` (default): it keeps its model; `economic`: it moves when that is earned "
             "back within 5 turns, or `{economic: {turns: 20}}`; `move`: it moves to this rule's lane and keeps that; "
             "`none`: each request by itself."),
+    KeySpec("deferred", "deferred", "Whether an answer may come later, at half price (`Prefer: respond-async`): "
+            "`allow` (default); `deny`, all are answered at once; `require`, who does not ask for it is refused. Or "
+            "`{mode: allow, max_wait: 5s, real_time_after: 2h}`."),
     KeySpec("tags", "texts", "Words for traces and reports."),
 )  # fmt: skip
 
@@ -84,6 +92,8 @@ CACHE_KEYS = (
             "a replay is sent at once."),
     KeySpec("coalesce", "flag", "`true` (default): identical requests in flight share one upstream call; `false`: each "
             "makes its own."),
+    KeySpec("batches", "flag", "`true`: items of Message Batches are answered from the cache too, and their answers "
+            "are kept; `false` (default): a batch is sent as a whole."),
 )  # fmt: skip
 
 RETRY_KEYS = (
@@ -97,6 +107,16 @@ TIMEOUT_KEYS = (
     KeySpec("idle", "duration", "Longest silence inside an answer; a `ping` is no silence."),
     KeySpec("total", "duration", "Longest time for all of a request, retries and fallbacks included."),
 )
+
+DEFERRED_KEYS = (
+    KeySpec("mode", "deferring", "`allow` (default): who sends `Prefer: respond-async` gets its answer later, at half "
+            "price; `deny`: all are answered at once; `require`: a request without that header is refused."),
+    KeySpec("max_wait", "duration", "How long a request waits for company before its batch is sent; `1ms` to `24h`, "
+            "default `5s`."),
+    KeySpec("max_items", "items", "Most requests in one batch; 1 to 10,000, default 1,000."),
+    KeySpec("real_time_after", "duration", "A request not answered by then is answered in real time, at full price; up "
+            "to `24h`. Left out, never."),
+)  # fmt: skip
 
 # A number like a fact of that kind, 0 to 1. Conditions have no such fact: it is the language's only outside of `when`.
 TEMPERATURE = FactSpec("when_temperature", "number", "the request's `temperature`")

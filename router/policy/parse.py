@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from router.policy.conditions import number_comparisons
+from router.policy.directives import DirectiveReader
 from router.policy.grammar import (
     CACHE_KEYS,
     DEFAULT_TURNS,
@@ -19,18 +20,15 @@ from router.policy.grammar import (
     LANES_FILE_KEYS,
     MAX_CACHE_BYTES,
     MAX_PACE_S,
-    MAX_RETRIES,
     MAX_RULES,
     MAX_TESTS,
     MAX_TTL_S,
     MAX_TURNS,
     MAX_WEIGHT,
     MIN_CACHE_S,
-    ON_TIMEOUT,
     OTHERWISE,
     POLICY_KEYS,
     RESERVED_LANES,
-    RETRY_KEYS,
     RULE_KEYS,
     SCOPE,
     STICK,
@@ -39,25 +37,19 @@ from router.policy.grammar import (
     SWAP_KEYS,
     TEMPERATURE,
     TEST_KEYS,
-    TIMEOUT_KEYS,
 )
-from router.policy.reader import Reader
 from router.policy.source import Node, Source
 from router.policy.temperature import Temperatures
 from router.policy.words import duration_s, is_name, near, seen, size_bytes
 from router.policy.written import (
-    NO_RETRY,
-    OWN_TIMEOUTS,
     CacheDirective,
     LaneEntry,
     Lanes,
     Policy,
-    Retry,
     Rule,
     Stick,
     Swap,
     Test,
-    Timeouts,
 )
 
 
@@ -118,7 +110,7 @@ def _naming(name: str, reserved: Sequence[str]) -> str:
     return "lower case letters, digits, `-`, `_` and `.`, at most 64 of them"
 
 
-class _Reader(Reader):
+class _Reader(DirectiveReader):
     """Reads rules, tests and what they are made of."""
 
     def route(self, node: Node, what: str) -> tuple[Node, ...]:
@@ -146,6 +138,9 @@ class _Reader(Reader):
         elif not ends and not any(key.value in ("route", "split", "deny") for key, _ in node.pairs()):
             self.source.report(node, f"{what} does not say where to go", "add `route`, `split` or `deny`")
         deny = keys.get("deny")
+        if "deny" in keys and "deferred" in keys:
+            hint = "a request that is refused has no answer, now or later"
+            self.source.report(keys["deferred"], f"{what} has both `deny` and `deferred`", hint)
         swap, edits = self.swap(keys.get("swap"), what)
         stick, turns = self.stick(keys.get("stick"), what)
         return Rule(
@@ -162,43 +157,9 @@ class _Reader(Reader):
             edits=edits,
             stick=stick,
             turns=turns,
+            deferred=self.deferred(keys.get("deferred"), what),
             tags=self.texts(keys.get("tags"), f"`tags` of {what}"),
         )
-
-    def retry(self, node: Node | None, what: str) -> Retry:
-        """A number, or `{times: N, on_timeout: WORD}`."""
-        if node is None or node.kind != "map":
-            return Retry(self.times(node, f"`retry` of {what}"))
-        keys = self.keys(node, RETRY_KEYS, f"`retry` of {what}")
-        if keys is not None and not node.value:
-            self.source.report(node, f"`retry` of {what} says nothing", "retry: {times: 2, on_timeout: fallback}")
-        if not keys:
-            return NO_RETRY
-        return Retry(
-            self.times(keys.get("times"), f"`times` of {what}"),
-            self.choice(keys.get("on_timeout"), f"`on_timeout` of {what}", ON_TIMEOUT),
-        )
-
-    def times(self, node: Node | None, what: str) -> int:
-        """How many retries; none when another thing stands there."""
-        if node is None:
-            return 0
-        if node.kind != "integer" or not 0 <= node.value <= MAX_RETRIES:
-            self.source.report(node, f"{what} must be 0 to {MAX_RETRIES}, this is {seen(node)}")
-            return 0
-        return int(node.value)
-
-    def timeouts(self, node: Node | None, what: str) -> Timeouts:
-        """A duration, which is that of the first byte, or durations by phase."""
-        if node is None:
-            return OWN_TIMEOUTS
-        if node.kind != "map":
-            return Timeouts(first_byte_s=self.duration(node, f"`timeout` of {what}"))
-        keys = self.keys(node, TIMEOUT_KEYS, f"`timeout` of {what}")
-        if keys is not None and not node.value:
-            self.source.report(node, f"`timeout` of {what} names no phase", "timeout: {first_byte: 30s, total: 5m}")
-        found = {f"{name}_s": self.duration(each, f"`{name}` of {what}") for name, each in (keys or {}).items()}
-        return Timeouts(**found)
 
     def swap(self, node: Node | None, what: str) -> tuple[Swap, tuple[str, ...]]:
         """`strict`, `adapt` (every edit), or `{adapt: [names]}` (only these)."""
@@ -276,6 +237,7 @@ class _Reader(Reader):
             when_temperature=self.temperatures(keys.get(TEMPERATURE.name), what),
             pace_s=self.pace(keys.get("pace"), what),
             is_coalescing=self.flag(keys.get("coalesce"), f"`coalesce` of {what}", otherwise=True),
+            in_batches=self.flag(keys.get("batches"), f"`batches` of {what}", otherwise=False),
         )
         return directive if "ttl" in keys else None
 

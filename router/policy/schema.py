@@ -14,10 +14,13 @@ from router.policy.conditions import value_range
 from router.policy.grammar import (
     AS_ASKED,
     CACHE_KEYS,
+    DEFERRED_KEYS,
+    DEFERRING,
     ECONOMIC_KEYS,
     EXPECT_KEYS,
     LANE_KEYS,
     LANES_FILE_KEYS,
+    MAX_DEFERRED_ITEMS,
     MAX_RETRIES,
     MAX_RULES,
     MAX_TESTS,
@@ -109,12 +112,18 @@ def _shape(spec: KeySpec) -> Schema:
         "temperature": _fact(TEMPERATURE),
         "scope": {"enum": list(SCOPE)},
         "on_timeout": {"enum": list(ON_TIMEOUT)},
+        "deferring": {"enum": list(DEFERRING)},
+        "items": {"type": "integer", "minimum": 1, "maximum": MAX_DEFERRED_ITEMS},
         "request": {"type": "object", "required": ["model", "messages"]},
     }
     tables: dict[str, Sequence[KeySpec]] = {"cache": CACHE_KEYS, "expect": EXPECT_KEYS, "economic": ECONOMIC_KEYS}
     lists: dict[str, tuple[Sequence[KeySpec], int]] = {"rules": (RULE_KEYS, MAX_RULES), "tests": (TEST_KEYS, MAX_TESTS)}
     words_or_table = {"swap": (SWAP, SWAP_KEYS), "stick": (STICK, STICK_KEYS)}
-    value_or_table = {"retry": ("count", RETRY_KEYS), "timeout": ("duration", TIMEOUT_KEYS)}
+    value_or_table = {
+        "retry": ("count", RETRY_KEYS),
+        "timeout": ("duration", TIMEOUT_KEYS),
+        "deferred": ("deferring", DEFERRED_KEYS),
+    }
     if spec.shape in value_or_table:
         value, keys = value_or_table[spec.shape]
         return {"anyOf": [shapes[value], {**_mapping(keys), "minProperties": 1}]}

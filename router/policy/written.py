@@ -11,6 +11,7 @@ from router.policy.temperature import Temperatures
 Swap = Literal["strict", "adapt"]
 Stick = Literal["conversation", "economic", "move", "none"]
 OnTimeout = Literal["stop", "fallback"]
+Deferring = Literal["allow", "deny", "require"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class CacheDirective:
 
     `when_temperature` are the temperatures of the requests that it is for (None: all). `pace_s` is the time between
     two events of a replayed stream (0: sent at once). `is_coalescing` lets equal requests in flight share one upstream
-    call.
+    call. `in_batches`: it holds for items of Message Batches too.
     """
 
     ttl_s: float
@@ -36,6 +37,7 @@ class CacheDirective:
     when_temperature: Temperatures | None = None
     pace_s: float = 0.0
     is_coalescing: bool = True
+    in_batches: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,24 @@ class Timeouts:
     total_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DeferredDirective:
+    """What a rule says of answers that may come later, at half price (`Prefer: respond-async`).
+
+    `mode` `allow`: who asks for it gets it; `deny`: nobody does; `require`: who does not ask is refused. `max_wait_s`
+    is how long a request waits for company, `max_items` the most requests of one batch. After `real_time_after_s` a
+    request that has no answer yet is answered in real time (None: never).
+    """
+
+    mode: Deferring = "allow"
+    max_wait_s: float = 5.0
+    max_items: int = 1000
+    real_time_after_s: float | None = None
+
+
 NO_RETRY = Retry()
 OWN_TIMEOUTS = Timeouts()
+DEFERRED_ALLOWED = DeferredDirective()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +103,7 @@ class Rule:
     edits: tuple[str, ...]
     stick: Stick
     turns: int
+    deferred: DeferredDirective
     tags: tuple[str, ...]
 
 

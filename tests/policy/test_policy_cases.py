@@ -90,8 +90,8 @@ def as_written(decision: Decision, key: str) -> object:
         return [lane.name for lane in decision.route]
     if key == "cache":
         return decision.cache and directive_as_written(decision.cache)
-    if key == "retry":
-        return asdict(decision.retry)
+    if key in ("retry", "deferred"):
+        return asdict(getattr(decision, key))
     if key == "timeouts":
         return {name: value for name, value in asdict(decision.timeouts).items() if value is not None}
     value = getattr(decision, key)
@@ -108,7 +108,7 @@ def directive_as_written(cache: CacheDirective) -> dict[str, Any]:
         }
     return shown | {
         name: getattr(cache, name)
-        for name, default in (("pace_s", 0.0), ("is_coalescing", True))
+        for name, default in (("pace_s", 0.0), ("is_coalescing", True), ("in_batches", False))
         if getattr(cache, name) != default
     }
 

@@ -127,6 +127,7 @@ NOT_SHOWN_BY_ONE_FILE = {
     "shadowed-by-a-rule-without-when": "rules against each other",
     **dict.fromkeys(("a-test-in-another-policy-fails", "own-tests-of-a-split-and-a-denial"), "tests must be run"),
     "cache-when-temperature-never": "comparisons against each other",
+    "deferred-with-other-keys": "one key with another",
     "version-number": "to JSON 1.0 and 1 are one number",
 }
 
@@ -200,6 +201,7 @@ ONE_KEY_WITH_ANOTHER = (
     "has both `", "does not say where to go", "appears twice", "must have either `request` or `given`",
     "expects nothing", "a rule cannot be called `otherwise`", "must be a duration, this is `0", "must be a size up to",
     "is empty", "an empty condition in", "must be `1ms` to `", "` can never hold",
+    "must be longer than `max_wait`",
 )  # fmt: skip
 
 
@@ -239,7 +241,9 @@ def mappings(document: dict[str, Any]) -> list[dict[str, Any]]:
     found = [document]
     for rule in document["rules"]:
         found.append(rule)
-        found += [rule[key] for key in ("when", "cache", "stick", "swap") if isinstance(rule.get(key), dict)]
+        found += [
+            rule[key] for key in ("when", "cache", "stick", "swap", "deferred") if isinstance(rule.get(key), dict)
+        ]
         temperature = rule["cache"].get("when_temperature") if isinstance(rule.get("cache"), dict) else None
         found += [temperature] if isinstance(temperature, dict) else []
     return found
