@@ -1,8 +1,9 @@
 """A Message Batch read, decided item by item, and spliced, before anything is sent.
 
 Each item is decided as a request of its own would be, with what differs in a batch: it has one lane and no fallback, a
-lane whose model takes no batches is left out, nothing is looked up in the cache, and one revision of the policies
-decides about all. An item that the API would not take in a batch goes up as it came and fails there, alone.
+lane whose model takes no batches is left out, only a rule that says so has the cache looked at (`batch_cached.py`), and
+one revision of the policies decides about all. An item that the API would not take in a batch goes up as it came and
+fails there, alone.
 
 A hundred thousand items are seconds of work, and other requests live in the same loop: after `SLICE_S` of it they get
 their turn. An item of over a megabyte is read in a thread, one at a time in the whole router, with the collector of
@@ -19,11 +20,14 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from router.errors import ClientGone, DeniedByPolicy, JobsUnavailable, UnknownTarget
+from router.errors import ClientGone, DeniedByPolicy, InvalidRequest, JobsUnavailable, UnknownTarget
 from router.facts.inspect import Caller
 from router.jobs.decision import DecisionWriter, ItemDecision
+from router.jobs.deferred import JOB_ID
 from router.policy.compile import CompiledPolicy, PolicySet
 from router.serve.attempts import Target
+from router.serve.batch_cached import KnownItems
+from router.serve.batch_kept import caches_batches
 from router.serve.conversation import Recalled, recall
 from router.serve.exchange import Exchange
 from router.serve.headers import first
@@ -51,6 +55,7 @@ class BatchPlan:
     moved: int = 0  # to another model than the one asked for
     unrouted: int = 0  # which the API will fail
     edited: int = 0
+    cached: int | None = None  # left out of `body`, because their answers are kept; None: no item could be
     lanes: Counter[str] = field(default_factory=Counter)
     models: Counter[str] = field(default_factory=Counter)
     rules: Counter[str] = field(default_factory=Counter)
@@ -59,11 +64,12 @@ class BatchPlan:
 
 @dataclass(slots=True)
 class _Judged:
-    """An item that was understood, with an exchange of its own."""
+    """An item that was understood, with an exchange of its own. `place` is its number, where the cache is looked at."""
 
     item: BatchItem
     exchange: Exchange
     understood: Understood
+    place: int
 
 
 class BatchPlanner:
@@ -83,6 +89,7 @@ class BatchPlanner:
         self._warm: list[_Judged] = []  # of this slice: they go on with a conversation
         self._body = Spliced(exchange.incoming.body)
         self._plan = BatchPlan(self._body)
+        self._known: KnownItems | None = None  # None: no rule looks into the cache
 
     async def planned(self) -> BatchPlan:
         """The plan.
@@ -98,6 +105,9 @@ class BatchPlanner:
         policy = policy_of(policies, incoming.policy)
         trace.policy = policy.name
         caller = planner.caller(exchange, policy.name)
+        cache, store = self._parts.cache, self._parts.decisions
+        if cache is not None and store is not None and caches_batches(policy):
+            self._known = KnownItems(exchange, planner, cache, store, self._ticket)
         has_beta = first(incoming.headers, b"anthropic-beta") is not None
         reader = BatchReader(incoming.body, takes_unknown=has_beta)
         slice_ends_s = clock.now_s() + SLICE_S
@@ -119,10 +129,21 @@ class BatchPlanner:
                 slice_ends_s = clock.now_s() + SLICE_S
         await self._end_slice()
         await self._keep(self._writer)
+        if self._known is not None:
+            await self._leave_out(self._known)
         exchange.span("planned", 0.0)
         if not self._body.is_changed:
             self._plan.body = incoming.body
         return self._plan
+
+    async def _leave_out(self, known: KnownItems) -> None:
+        """Take the items with known answers out of the body, where all that is to be kept is."""
+        places = await known.places() if self._plan.is_kept else []
+        if known.keyed:
+            self._plan.cached = len(places)
+        if places:
+            self._body = self._plan.body = await asyncio.to_thread(self._body.without, places)
+        self._check()
 
     def _check(self) -> None:
         """Raises ClientGone where nobody waits for the plan, or no time is left to send what is planned."""
@@ -178,6 +199,10 @@ class BatchPlanner:
         """The item between two offsets, decided on; None for one that is not routed."""
         whole = self._exchange
         item = reader.read(start, end)
+        if JOB_ID.fullmatch(item.custom_id):
+            message = f"{item.custom_id}: such a custom_id is the router's own, of a deferred request"
+            raise InvalidRequest(message, hint="name it in another way")
+        place = 0 if self._known is None else self._known.at(start, end)
         self._plan.items += 1
         request = item.request
         if request is None:
@@ -190,7 +215,7 @@ class BatchPlanner:
             understood = self._parts.planner.judge(exchange, request, policies, policy, caller, 0.0)
         except DeniedByPolicy as denied:
             raise DeniedByPolicy(f"{item.custom_id}: {denied.message}", hint=denied.hint) from denied
-        return _Judged(item, exchange, understood)
+        return _Judged(item, exchange, understood, place)
 
     def _sort_in(self, judged: _Judged) -> None:
         if self._parts.affinity is None or judged.understood.is_new:
@@ -212,6 +237,8 @@ class BatchPlanner:
         self._replaced.clear()
         if len(self._writer) >= _PUT_AT_ONCE:
             await self._keep(self._writer)
+        if self._known is not None:
+            await self._known.look_up()
         await asyncio.sleep(BREATH_S)
 
     def _decide(self, judged: _Judged, recalled: Recalled) -> None:
@@ -239,6 +266,12 @@ class BatchPlanner:
         elif target.model != request.model:
             start, end = request.model_span
             self._replaced.append((item.start + start, item.start + end, self._as_json(target.model)))
+        kept = None
+        if self._known is not None and decision.cache is not None:
+            kept = self._known.note(
+                judged.place, item.custom_id, target.adapted or request, target.model, decision.cache, understood.caller
+            )
+        key, keeping = (None, None) if kept is None else kept
         plan.moved += target.model != request.model
         plan.lanes[target.lane.name] += 1
         plan.models[target.model] += 1
@@ -262,6 +295,8 @@ class BatchPlanner:
                     edits=target.edits,
                     labels=trace.labels,
                     facts=facts.recorded(exchange.headers_read),
+                    key=key,
+                    keeping=keeping,
                 ),
             )
 

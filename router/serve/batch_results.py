@@ -12,6 +12,9 @@ A hundred thousand items are more than a sink can hold. While it has no room the
 waits. One that has no room for `PATIENCE_S` takes nothing at all, and no client is held up for that: lines pass
 unmetered then, are counted as such, and the next fetch books them. Of a long line only what it is booked by is read,
 slice by slice, so that no line holds up other requests for more than a few milliseconds.
+
+Where answers were known when the batch was made, their lines (`batch_kept.py`) follow those of the upstream, and are
+booked as hits of the cache. Where a rule caches what batches bring, the answers that pass are put into the cache.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +31,10 @@ import orjson
 from router.catalog.lookup import Catalog
 from router.errors import ClientGone, UpstreamBroken, UpstreamTimeout
 from router.jobs.decision import DecisionReader, ItemDecision
-from router.seams import BatchDecisions, ItemSink, UpstreamReply
+from router.jobs.deferred import JOB_ID
+from router.seams import BatchDecisions, CacheBackend, ItemSink, UpstreamReply
+from router.serve.batch_cached import keep_answer
+from router.serve.batch_kept import KeptLines
 from router.serve.exchange import Exchange
 from router.serve.ledger import book
 from router.serve.relay import timed_read
@@ -45,6 +52,8 @@ _WHOLE = 64 * 1024  # bytes of a line that is read as it is
 _LEFT = 512 * 1024  # bytes that a longer one may have besides its long strings: some 20 milliseconds at the worst
 _BREATH_S = 0.001  # of that turn: without it, reading here and storing there would take all of the process
 _FAMILY = "/v1/messages/batches/"
+
+_log = logging.getLogger("router")
 
 
 def batch_named(path: str) -> tuple[str | None, bool]:
@@ -66,6 +75,7 @@ class BatchResultsRelay:
     """A `relay.Relay` of JSON lines. `policy` is the name that the items are booked under.
 
     `settle` is to be called once nothing more is read. `is_readable` False: the bytes are compressed, and none is read.
+    `kept` are the lines that follow the upstream's, `cache` is where answers go that a rule wants cached.
     """
 
     def __init__(
@@ -77,6 +87,8 @@ class BatchResultsRelay:
         catalog: Catalog,
         decisions: BatchDecisions | None = None,
         *,
+        kept: KeptLines | None = None,
+        cache: CacheBackend | None = None,
         batch: str,
         policy: str,
         is_readable: bool = True,
@@ -90,6 +102,10 @@ class BatchResultsRelay:
         self._catalog = catalog
         self._decisions = decisions
         self._reader = DecisionReader()
+        self._kept = kept
+        self._cache = cache
+        self._is_at_kept = False
+        self._ends_line = True
         self._batch = batch
         self._policy = policy
         self._is_readable = is_readable
@@ -102,6 +118,8 @@ class BatchResultsRelay:
 
     async def read(self) -> bytes:
         """See `Relay`. The lines that end in a chunk are booked before it is given out."""
+        if self._is_at_kept:
+            return await self._next_kept()
         try:
             chunk = await timed_read(self._exchange, self._reply)
         except UpstreamTimeout:
@@ -116,13 +134,32 @@ class BatchResultsRelay:
             self._attempt.outcome = "client_closed"
             raise
         if not chunk:
-            self.is_complete = True
             await self._book_rest()
+            if self._kept is not None:
+                self._is_at_kept = True
+                return await self._next_kept() if self._ends_line else b"\n"
+            self.is_complete = True
             return b""
         if self._is_readable:
             await self._note(self._lines.feed(chunk))
             await self._room()
+        self._ends_line = chunk.endswith(b"\n")
         return chunk
+
+    async def _next_kept(self) -> bytes:
+        """The next piece of the kept lines. Raises JobsUnavailable where it cannot be had: the answer is not whole."""
+        assert self._kept is not None
+        watch = self._exchange.watch
+        watch.check()
+        if watch.is_stopping:
+            raise ClientGone("the server is stopping")
+        piece = await self._kept.read()
+        if not piece:
+            self.is_complete = True
+            return b""
+        await self._note(self._lines.feed(piece))
+        await self._room()
+        return piece
 
     def abort(self) -> None:
         """See `Relay`."""
@@ -145,7 +182,7 @@ class BatchResultsRelay:
 
     async def _note(self, lines: list[bytes]) -> None:
         """Count lines, and book those that are answers."""
-        answers: list[tuple[str, dict[str, Any]]] = []
+        answers: list[tuple[str, dict[str, Any], bytes]] = []
         weight = 0
         for line in lines:
             entry = _object(line) if len(line) <= _WHOLE else await _read(line)
@@ -158,20 +195,27 @@ class BatchResultsRelay:
             elif kind != "succeeded":
                 self._counts[kind] += 1
             elif isinstance(message, dict):
-                answers.append((custom_id, _without_content(message)))
+                answers.append((custom_id, _without_content(message), line))
             else:
                 self._unmetered += 1
             weight += 1 + len(line) // _WEIGHED
             if weight >= _AT_ONCE:
                 weight = 0
                 await self._others()
-        decided = await self._decided([custom_id for custom_id, _ in answers])
+        decided = await self._decided([custom_id for custom_id, _, _ in answers])
         if decided is None:  # booked now, they would lose what they saved for good: the next fetch books them
             self._unmetered += len(answers)
             return
-        for number, (custom_id, message) in enumerate(answers, start=1):
+        for number, (custom_id, message, line) in enumerate(answers, start=1):
             if self._is_patient or self._items.has_room():
-                self._items.write(self._booked(custom_id, message, decided.get(custom_id)))
+                decision = decided.get(custom_id)
+                if decision is None and JOB_ID.fullmatch(custom_id):  # the deferred lane books its own
+                    self._counts["succeeded"] += 1
+                    continue
+                item = self._booked(custom_id, message, decision)
+                if decision is not None and decision.key is not None and not self._is_at_kept:
+                    await self._store(decision, item, line)
+                self._items.write(item)
                 self._counts["succeeded"] += 1
             else:
                 self._unmetered += 1
@@ -227,8 +271,19 @@ class BatchResultsRelay:
         )
         if decision is not None:
             _add(item, decision)
-        book(item, self._catalog)
+        if self._is_at_kept:
+            item.cache = "hit"
+        book(item, self._catalog, is_hit=self._is_at_kept)
         return item
+
+    async def _store(self, decision: ItemDecision, item: Trace, line: bytes) -> None:
+        """Put an answer into the cache. It fails open, as it does for a request."""
+        item.cache = "miss"
+        if self._cache is not None:
+            try:
+                item.is_stored = await keep_answer(self._cache, decision, item, line)
+            except Exception:
+                _log.exception("an answer of batch `%s` could not be put into the cache", self._batch)
 
     async def _others(self) -> None:
         """Let other requests have their turn, and the sink its time."""

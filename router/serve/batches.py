@@ -26,6 +26,7 @@ import orjson
 from router.errors import ClientGone, InternalError, JobsUnavailable, OutcomeUnknown, UnknownTarget, WrongMethod
 from router.seams import BatchDecisions
 from router.serve.ask import json_object
+from router.serve.batch_kept import KeptAnswers, with_items, with_items_of_each
 from router.serve.batch_plan import BatchPlan, BatchPlanner, counted
 from router.serve.batch_results import batch_named
 from router.serve.exchange import ClientWatch, Exchange
@@ -50,6 +51,8 @@ class Batches:
     def __init__(self, parts: Parts, passthrough: Passthrough) -> None:
         self._parts = parts
         self._passthrough = passthrough
+        store = parts.decisions
+        self._kept = None if store is None else KeptAnswers(store, parts.planner.policies)
         self._one_large = asyncio.Lock()
 
     async def answer(self, exchange: Exchange) -> Outgoing:
@@ -66,15 +69,37 @@ class Batches:
                     raise WrongMethod(f"method `{trace.method}` is not allowed here, expected `GET` or `POST`")
                 return await self._list(exchange, store)
             await _check_owner(exchange, store)
-        results_of = trace.batch if has_results and trace.method == "GET" else None
-        status, headers, relay, body = await self._passthrough.send(exchange, is_read=True, results_of=results_of)
+        if has_results and trace.method == "GET" and trace.batch is not None:
+            return await self._results(exchange, trace.batch)
+        # A cancellation is worth more than its counts; all else waits until they can be told.
+        kept = None
+        if self._kept is not None and trace.batch is not None and trace.method in ("GET", "POST"):
+            kept = await self._kept.of(trace.batch, is_needed=trace.method == "GET")
+        status, headers, relay, body = await self._passthrough.send(exchange, is_read=True)
+        if body is not None and status == 200:
+            if kept is not None:
+                body = with_items(body, kept.items)
+            elif trace.path == PATH and trace.method == "GET":
+                body = await self._whole_page(body)
         body, headers = self._own_urls(exchange, status, headers, body)
+        return Outgoing(status, [*headers, *_own_headers(exchange)], body, relay)
+
+    async def _results(self, exchange: Exchange, batch: str) -> Outgoing:
+        """The results of a batch: the upstream's lines, then those that are kept here. Raises JobsUnavailable."""
+        kept = None if self._kept is None else await self._kept.lines(batch)
+        if kept is not None:  # what follows is no part of what the upstream could give a part of
+            incoming = exchange.incoming
+            headers = [header for header in incoming.headers if header[0] not in (b"range", b"if-range")]
+            exchange.incoming = replace(incoming, headers=headers)
+        status, headers, relay, body = await self._passthrough.send(exchange, is_read=True, results_of=batch, kept=kept)
         return Outgoing(status, [*headers, *_own_headers(exchange)], body, relay)
 
     async def _create(self, exchange: Exchange) -> Outgoing:
         """Plan a batch, send it once, and note what it became."""
         trace, store = exchange.trace, self._parts.decisions
         ticket = secrets.token_hex(16)
+        if self._kept is not None:
+            self._kept.can_be()  # once there can be such batches, that is never forgotten
         try:
             plan = await BatchPlanner(self._parts, exchange, ticket, self._one_large).planned()
             trace.facts = _facts(plan)
@@ -105,11 +130,11 @@ class Batches:
         if status >= 400:
             await _forget(store, ticket)
         elif status < 300:
-            body, headers = await self._made(exchange, ticket, status, headers, body)
+            body, headers = await self._made(exchange, ticket, status, headers, body, plan.cached or 0)
         return Outgoing(status, [*headers, *_own_headers(exchange), *_told(exchange, plan)], body, relay)
 
     async def _made(
-        self, exchange: Exchange, ticket: str, status: int, headers: RawHeaders, body: bytes | None
+        self, exchange: Exchange, ticket: str, status: int, headers: RawHeaders, body: bytes | None, cached: int
     ) -> tuple[bytes | None, RawHeaders]:
         """Note whose the new batch is, and give its answer.
 
@@ -124,6 +149,8 @@ class Batches:
             trace.batch = batch
             if store is not None and not await store.link(ticket, batch, exchange.incoming.tenant):
                 _log.error("batch `%s`: what was decided is not linked to it yet (trace %s)", batch, trace.trace_id)
+            if cached and body is not None:
+                body, headers = with_items(body, cached), _without_length(headers)
             return self._own_urls(exchange, status, headers, body)
         except Exception:
             said = "batch `%s` was made, but not linked to what was decided (trace %s)"
@@ -163,20 +190,36 @@ class Batches:
                 shown = places[-most:] if is_backward else places[:most]
                 has_more = bool(places) and (len(shown) < len(places) or page.get("has_more") is True)
                 thin = await asyncio.to_thread(_thinned, body, names, shown, has_more)
-                own, headers = self._own_urls(exchange, status, headers, thin)
-                headers = [(name, value) for name, value in headers if name != b"content-length"]
-                return Outgoing(status, [*headers, *_own_headers(exchange)], own, None)
+                own, headers = self._own_urls(exchange, status, headers, await self._whole_page(thin))
+                return Outgoing(status, [*_without_length(headers), *_own_headers(exchange)], own, None)
             query["before_id" if is_backward else "after_id"] = str(cursor)
             query["limit"] = str(_MOST_ENTRIES)
         raise InternalError("a page of the list of batches was neither shown nor passed over")
+
+    async def _whole_page(self, body: bytes) -> bytes:
+        """A page of a list with what is kept of each batch in its counts. Raises JobsUnavailable."""
+        page = json_object(body)
+        entries = None if page is None else page.get("data")
+        if self._kept is None or not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
+            return body
+        names = [name if isinstance(name := each.get("id"), str) else "" for each in entries]
+        kept = await self._kept.of_all([name for name in names if name])
+        if not kept:
+            return body
+        elements = _elements(body, object_spans(body)["data"][0])
+        more = [kept[name].items if name in kept else 0 for name in names]
+        return await asyncio.to_thread(with_items_of_each, body, elements, more)
 
     def _own_urls(
         self, exchange: Exchange, status: int, headers: RawHeaders, body: bytes | None
     ) -> tuple[bytes | None, RawHeaders]:
         if body is None or status >= 400 or b'"results_url"' not in body:
             return body, headers
-        body = _with_own_results_url(body, self._passthrough.base_url(exchange))
-        return body, [(name, value) for name, value in headers if name != b"content-length"]
+        return _with_own_results_url(body, self._passthrough.base_url(exchange)), _without_length(headers)
+
+
+def _without_length(headers: RawHeaders) -> RawHeaders:
+    return [(name, value) for name, value in headers if name != b"content-length"]
 
 
 def _to_the_end(exchange: Exchange) -> Exchange:
@@ -286,6 +329,7 @@ def _facts(plan: BatchPlan) -> dict[str, Any]:
         "models": dict(plan.models.most_common(_MOST_NAMES)),
         "rules": dict(plan.rules.most_common(_MOST_NAMES)),
         "decisions_kept": plan.is_kept,
+        **({} if plan.cached is None else {"cached": plan.cached}),
     }
 
 
@@ -297,6 +341,8 @@ def _told(exchange: Exchange, plan: BatchPlan) -> RawHeaders:
     """The headers of a new batch: `haiku=900, sonnet=100` and the like, the most frequent first."""
     trace = exchange.trace
     told = [(b"x-router-batch-items", str(plan.items).encode())]
+    if plan.cached is not None:
+        told.append((b"x-router-batch-cached", str(plan.cached).encode()))
     for name, counts in ((b"lane", plan.lanes), (b"model", plan.models), (b"rule", plan.rules)):
         if counts:
             told.append((b"x-router-" + name, header_value(counted(counts))))

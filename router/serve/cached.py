@@ -34,7 +34,7 @@ from router.serve.parts import Answered, Parts
 from router.serve.plan import Plan
 from router.serve.relay import StreamRelay
 
-_STORABLE_STOPS = frozenset({"end_turn", "stop_sequence", "tool_use"})
+STORABLE_STOPS = frozenset({"end_turn", "stop_sequence", "tool_use"})  # of answers that are done
 _MOST_JOINED = 2  # calls that a request joins before it makes its own
 _JOINS_AGAIN_S = 1.0  # after a longer wait in vain it makes its own at once
 _MOST_LEADERS = 2  # processes that it waits for, likewise
@@ -77,9 +77,20 @@ class CachedLine:
             started_s = exchange.clock.now_s()
             entry = self._cache.near(key)
             exchange.span("cache", started_s)
-            if entry is not None and self._is_fresh(entry, directive):
+            if entry is not None and is_fresh(entry, directive, self._cache.now_ns()):
                 return self._replay(exchange, plan, entry, "hit")
         return await self._begin(exchange, plan, key, directive.max_bytes, is_shared=is_shared)
+
+    async def known(self, exchange: Exchange, plan: Plan, key: str) -> Answered | None:
+        """The stored answer to a request that would wait for another; None where there is none."""
+        directive = plan.decision.cache
+        assert directive is not None  # no key without one
+        entry = self._cache.near(key)
+        if entry is None:
+            entry = (await self._cache.look_up(key, directive.max_bytes, is_claiming=False)).entry
+        if entry is None or not is_fresh(entry, directive, self._cache.now_ns()):
+            return None
+        return self._replay(exchange, plan, entry, "hit")
 
     async def close(self) -> None:
         """Wait for the calls under way; whoever listened to them has gone or been served."""
@@ -246,7 +257,7 @@ class CachedLine:
             await sleep(exchange, wait_s)
             wait_s = min(wait_s * 1.5, longest_s)
         exchange.span("shared cache", started_s)
-        if found.entry is None or not (leaders or self._is_fresh(found.entry, directive)):
+        if found.entry is None or not (leaders or is_fresh(found.entry, directive, self._cache.now_ns())):
             return None, found.lead
         return Landed(entry=found.entry, cache="coalesced" if leaders else "hit"), None
 
@@ -286,7 +297,7 @@ class CachedLine:
         """
         trace, directive = exchange.trace, plan.decision.cache
         assert directive is not None
-        is_done, is_small = trace.stop_reason in _STORABLE_STOPS, len(body) <= directive.max_bytes
+        is_done, is_small = trace.stop_reason in STORABLE_STOPS, len(body) <= directive.max_bytes
         trace.cache_reason = "refused" if is_done and is_small else "too-large" if is_done else "stop-reason"
         if not is_small:
             return
@@ -359,10 +370,6 @@ class CachedLine:
     def _remember(self, exchange: Exchange, plan: Plan) -> None:
         remember(exchange, self._parts.affinity, plan, self._parts.catalog, None)
 
-    def _is_fresh(self, entry: CacheEntry, directive: CacheDirective) -> bool:
-        """Whether the rule as it is now still wants this answer; one stored under a longer `ttl` may be too old."""
-        return self._cache.now_ns() - entry.stored_at_ns <= directive.ttl_s * 1e9
-
     def _close_to_others(self, key: str, flight: Flight, *, is_private: bool = False) -> None:
         """Nobody joins any more, here or in another process, and whoever waits there goes on.
 
@@ -375,6 +382,11 @@ class CachedLine:
         lead, flight.lead = flight.lead, None
         if lead is not None:
             self._cache.release(key, lead)
+
+
+def is_fresh(entry: CacheEntry, directive: CacheDirective, now_ns: int) -> bool:
+    """Whether the rule as it is now still wants this answer; one stored under a longer `ttl` may be too old."""
+    return now_ns - entry.stored_at_ns <= directive.ttl_s * 1e9
 
 
 def _kept_headers(headers: RawHeaders) -> RawHeaders:

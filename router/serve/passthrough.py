@@ -16,6 +16,7 @@ from router.policy.written import Lane
 from router.seams import Body, UpstreamCall
 from router.serve.ask import MAX_PLAIN_ANSWER, json_object
 from router.serve.attempts import Answer, Means, Target, walk
+from router.serve.batch_kept import KeptLines
 from router.serve.batch_results import BatchResultsRelay
 from router.serve.exchange import Exchange
 from router.serve.headers import RawHeaders, downstream_headers, first, upstream_headers, with_trace_context
@@ -25,6 +26,7 @@ from router.serve.relay import RawRelay, Relay, collect
 from router.wire.messages import object_spans
 
 _NO_LANE = Lane("-", None)
+_OF_ITS_BYTES = (b"content-length", b"accept-ranges", b"etag", b"content-md5", b"digest", b"content-digest")
 _REPEATABLE = ("GET", "HEAD", "OPTIONS", "DELETE", "PUT")  # RFC 9110, 9.2.2: twice is the same as once
 
 
@@ -71,13 +73,15 @@ class Passthrough:
         *,
         is_read: bool,
         results_of: str | None = None,
+        kept: KeptLines | None = None,
         body: bytes | Body | None = None,
         target: bytes | None = None,
     ) -> tuple[int, RawHeaders, Relay | None, bytes | None]:
         """One attempt → (status, headers, relay, None), or with the body read when it is JSON of bounded size.
 
-        `results_of` names the batch whose results are asked for: they are relayed and metered. `body` and `target`
-        stand in for those that came. Raises OutcomeUnknown where it may have been done and must not be done twice.
+        `results_of` names the batch whose results are asked for: they are relayed and metered, and `kept` are lines
+        that follow them. `body` and `target` stand in for those that came. Raises OutcomeUnknown where it may have been
+        done and must not be done twice.
         """
         incoming, trace = exchange.incoming, exchange.trace
         sent = upstream_headers(incoming.headers, incoming.credential, is_metered=is_read)
@@ -93,7 +97,7 @@ class Passthrough:
             is_once,
         )
         try:
-            return await self._asked(exchange, call, is_read=is_read, results_of=results_of)
+            return await self._asked(exchange, call, is_read=is_read, results_of=results_of, kept=kept)
         except (UpstreamBroken, UpstreamTimeout) as exc:
             if not is_once:
                 raise
@@ -101,7 +105,7 @@ class Passthrough:
             raise OutcomeUnknown(message, hint=exc.hint) from exc
 
     async def _asked(
-        self, exchange: Exchange, call: UpstreamCall, *, is_read: bool, results_of: str | None
+        self, exchange: Exchange, call: UpstreamCall, *, is_read: bool, results_of: str | None, kept: KeptLines | None
     ) -> tuple[int, RawHeaders, Relay | None, bytes | None]:
         trace = exchange.trace
         answer = await walk(exchange, self._means, (Target(_NO_LANE, ""),), lambda _: call)
@@ -112,7 +116,9 @@ class Passthrough:
             return answer.status, headers, None, answer.body
         exchange.watch.during(answer.reply.abort)
         if results_of is not None and answer.status < 300:
-            return answer.status, headers, self._results(exchange, answer, results_of), None
+            if kept is not None:
+                headers = [header for header in headers if header[0] not in _OF_ITS_BYTES]
+            return answer.status, headers, self._results(exchange, answer, results_of, kept), None
         kind = first(headers, b"content-type") or b""
         if not is_read or not kind.startswith(b"application/json"):
             return answer.status, headers, RawRelay(exchange, answer.reply), None
@@ -122,9 +128,16 @@ class Passthrough:
         exchange.watch.during(None)
         return answer.status, headers, None, body
 
-    def _results(self, exchange: Exchange, answer: Answer, batch: str) -> Relay:
-        """The relay of a batch's results; it closes its books with those of the request."""
+    def _results(self, exchange: Exchange, answer: Answer, batch: str, kept: KeptLines | None) -> Relay:
+        """The relay of a batch's results; it closes its books with those of the request.
+
+        Raises UpstreamBroken where they came in a form that nothing can follow.
+        """
         assert answer.reply is not None
+        is_readable = first(answer.headers, b"content-encoding") in (None, b"", b"identity")
+        if kept is not None and (answer.status != 200 or not is_readable):
+            answer.reply.abort()
+            raise UpstreamBroken("the results came in part, or compressed, so that they cannot be completed here")
         named = exchange.incoming.policy or "default"
         relay = BatchResultsRelay(
             exchange,
@@ -136,7 +149,9 @@ class Passthrough:
             batch=batch,
             # Paths that are not routed take any name: one that is no policy must not become a name in the roll-ups.
             policy=named if named in self._policies.current.policies else "",
-            is_readable=first(answer.headers, b"content-encoding") in (None, b"", b"identity"),
+            kept=kept,
+            cache=self._parts.cache,
+            is_readable=is_readable,
         )
         exchange.after_last_byte = relay.settle
         return relay

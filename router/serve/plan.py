@@ -180,13 +180,31 @@ class Planner:
         if decision.cache is not None and self.cache_secret is not None and is_cached:
             key = cache_key(
                 adapted,
-                scope="shared" if decision.cache.scope == "shared" else "tenant:" + incoming.tenant,
+                scope=_scope(decision.cache, incoming.tenant),
                 model=primary.model,
                 target=incoming.target,
                 headers=headers,
                 secret=self.cache_secret,
             )
         return Plan(request, understood, decision, primary, route, binding, headers, key, wishes.isdisjoint(_FRESH))
+
+    def item_key(
+        self,
+        request: MessagesRequest,
+        caller: Caller,
+        directive: CacheDirective,
+        *,
+        model: str,
+        target: bytes,
+        headers: RawHeaders,
+    ) -> tuple[str | None, bool]:
+        """The cache key that an item of a batch has as a request of its own (None: not cached), and `may_look_up`."""
+        wishes = _wishes(caller)
+        if self.cache_secret is None or self._why_bypassed(directive, request, wishes):
+            return None, False
+        scope = _scope(directive, caller.tenant)
+        key = cache_key(request, scope=scope, model=model, target=target, headers=headers, secret=self.cache_secret)
+        return key, wishes.isdisjoint(_FRESH)
 
     def caller(self, exchange: Exchange, policy: str) -> Caller:
         """What is known of a request besides its body."""
@@ -254,6 +272,10 @@ def policy_of(policies: PolicySet, name: str | None) -> CompiledPolicy:
     if policy is None:
         raise UnknownTarget(f"there is no policy `{name}`", hint="a policy is a file of its folder")
     return policy
+
+
+def _scope(directive: CacheDirective, tenant: str) -> str:
+    return "shared" if directive.scope == "shared" else "tenant:" + tenant
 
 
 def _wishes(caller: Caller) -> frozenset[str]:
