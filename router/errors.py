@@ -132,6 +132,12 @@ class CatalogError(RouterError):
     code, status, wire_type, source = "R203", 500, "api_error", "operator"
 
 
+class FleetUnavailable(RouterError):
+    """The Redis over which policies are pushed does not answer, or another push came in between."""
+
+    code, status, wire_type, source = "R204", 503, "api_error", "operator"
+
+
 # R3xx: upstream
 
 
@@ -190,7 +196,7 @@ class BadFilter(RouterError):
 
 
 class JobsUnavailable(RouterError):
-    """The store of the setting `jobs` cannot be reached, so that nobody can tell whose a batch is; nothing was sent."""
+    """The store of the setting `jobs` cannot be reached: whose a batch is, or what belongs to it, cannot be told."""
 
     code, status, wire_type, source = "R511", 503, "api_error", "operator"
 

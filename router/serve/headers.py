@@ -140,6 +140,13 @@ def header_value(text: str) -> bytes:
     return text.encode("ascii", "replace").translate(_PRINTABLE)[:512]
 
 
+def usd(pusd: int) -> bytes:
+    """Pico-dollars as a decimal number of dollars, exact and without an exponent."""
+    sign, pusd = ("-", -pusd) if pusd < 0 else ("", pusd)
+    whole, rest = divmod(pusd, 10**12)
+    return f"{sign}{whole}.{rest:012d}".rstrip("0").rstrip(".").encode()
+
+
 def first(headers: RawHeaders, name: bytes) -> bytes | None:
     """The value of the first header of that (lower-case) name."""
     for candidate, value in headers:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from router.catalog.lookup import Catalog
 from router.catalog.prompt_cache import prompt_cache_effect
-from router.trace.record import BATCH_ITEM, Attempt, Trace, held
+from router.trace.record import BATCH_ITEM, Attempt, Trace, held, is_deferred
 
 # Attempts that reached a model, as far as we know: answered, or ended early by somebody's clock, wire or patience.
 _WORKED_ON = ("ok", "timeout", "broken", "cut", "client_closed")
@@ -24,7 +26,7 @@ def book(trace: Trace, catalog: Catalog, *, is_hit: bool = False) -> None:
     """
     trace.price_version = catalog.price_version
     if trace.endpoint == BATCH_ITEM:
-        _book_item(trace, catalog)
+        _book_item(trace, catalog, is_hit=is_hit)
         return
     cost: int | None = 0
     effect: tuple[int, int] | None = (0, 0)
@@ -50,16 +52,24 @@ def book(trace: Trace, catalog: Catalog, *, is_hit: bool = False) -> None:
         trace.saved_pusd = trace.baseline_pusd - trace.cost_pusd
 
 
-def _book_item(trace: Trace, catalog: Catalog) -> None:
-    """An item of a Message Batch: it has no attempts of ours, and its usage says that batch prices hold."""
+def _book_item(trace: Trace, catalog: Catalog, *, is_hit: bool) -> None:
+    """An item of a Message Batch: it has no attempts of ours, and its usage says that batch prices hold.
+
+    One that was answered from the cache saves what its answer would have cost in a batch. A request that waited saves
+    what its answer would have cost at once; where nobody waited for it any more, nothing would have been paid for it.
+    """
     trace.cost_pusd = trace.baseline_pusd = trace.saved_pusd = None
     trace.prompt_read_saved_pusd = trace.prompt_write_extra_pusd = None
     usage, billed = trace.usage, trace.model_answered or trace.model_sent
     if usage is None:
         return
-    trace.cost_pusd = held(catalog.cost(usage, billed, is_batch=True))
-    trace.baseline_pusd = held(catalog.baseline(usage, _asked(trace), billed, is_batch=True))
-    effect = prompt_cache_effect(usage, billed, catalog)
+    trace.cost_pusd = 0 if is_hit else held(catalog.cost(usage, billed, is_batch=True))
+    if is_deferred(trace):
+        at_once = replace(usage, service_tier="standard")
+        trace.baseline_pusd = held(catalog.baseline(at_once, _asked(trace), billed)) if trace.outcome == "ok" else 0
+    else:
+        trace.baseline_pusd = held(catalog.baseline(usage, _asked(trace), billed, is_batch=True))
+    effect = (0, 0) if is_hit else prompt_cache_effect(usage, billed, catalog)
     if effect is not None:
         trace.prompt_read_saved_pusd, trace.prompt_write_extra_pusd = held(effect[0]), held(effect[1])
     if trace.cost_pusd is not None and trace.baseline_pusd is not None:

@@ -9,11 +9,13 @@ import asyncio
 import hashlib
 from collections.abc import Mapping
 
+from router.errors import JobsUnavailable
 from router.serve.ask import Asker
 from router.serve.cached import CachedLine
 from router.serve.conversation import recall
+from router.serve.deferred import Deferral
 from router.serve.exchange import Exchange
-from router.serve.headers import Credential, first, router_headers
+from router.serve.headers import Credential, first, router_headers, usd
 from router.serve.ledger import book
 from router.serve.parts import Answered, Outgoing, Parts
 from router.serve.plan import Plan
@@ -25,10 +27,15 @@ MAX_READ_IN_LOOP = 128 * 1024  # bytes of a request body that are read without a
 
 
 class Pipeline:
-    """The straight line for `POST /v1/messages` and `/v1/messages/count_tokens`."""
+    """The straight line for `POST /v1/messages` and `/v1/messages/count_tokens`.
 
-    def __init__(self, parts: Parts) -> None:
+    Without a `deferral` no request can wait. With `may_wait` False none does, whatever its rule says.
+    """
+
+    def __init__(self, parts: Parts, deferral: Deferral | None = None, *, may_wait: bool = True) -> None:
         self._parts = parts
+        self._deferral = deferral
+        self._may_wait = may_wait
         self._asker = Asker(parts)
         self._cached = None if parts.cache is None else CachedLine(parts, parts.cache, self._asker)
 
@@ -44,6 +51,11 @@ class Pipeline:
     async def messages(self, exchange: Exchange) -> Outgoing:
         """Answer one Messages request. Raises RouterError when there is no answer to give."""
         plan = await self._plan(exchange, needs_max_tokens=True)
+        is_asked = plan.decision.deferred.mode == "require" or first(exchange.incoming.headers, b"prefer") is not None
+        if is_asked and self._may_wait:
+            outgoing = await self._later(exchange, plan)
+            if outgoing is not None:
+                return outgoing
         if self._cached is not None and plan.cache_key is not None:
             answered = await self._cached.answer(exchange, plan, plan.cache_key)
         else:
@@ -51,6 +63,27 @@ class Pipeline:
             answered = await self._asker.receive(exchange, plan, answer)
         exchange.after_last_byte = answered.after_last_byte
         return _outgoing(exchange, answered)
+
+    async def _later(self, exchange: Exchange, plan: Plan) -> Outgoing | None:
+        """The answer to a request that can wait: one that is known already, or a 202; None: it is answered at once.
+
+        Raises as `Deferral.take`, and JobsUnavailable where the rule takes only such requests and none can be kept.
+        """
+        if (
+            self._cached is not None
+            and plan.cache_key is not None
+            and plan.may_look_up
+            and not plan.request.is_streaming
+        ):
+            known = await self._cached.known(exchange, plan, plan.cache_key)
+            if known is not None:
+                return _outgoing(exchange, known)
+        if self._deferral is not None:
+            return await self._deferral.take(exchange, plan)
+        if plan.decision.deferred.mode == "require":
+            message = f"rule `{plan.decision.rule}` takes only requests that can wait, and there is no store for them"
+            raise JobsUnavailable(message, hint="set `jobs`, or `traces` to a file")
+        return None
 
     async def count_tokens(self, exchange: Exchange) -> Outgoing:
         """Count for the model that the request would be routed to; never cached."""
@@ -153,14 +186,7 @@ def _outgoing(exchange: Exchange, answered: Answered) -> Outgoing:
     trace = exchange.trace
     headers = [*answered.headers, *router_headers(trace)]
     if answered.is_plain and trace.cost_pusd is not None:
-        headers.append((b"x-router-cost-usd", _usd(trace.cost_pusd)))
+        headers.append((b"x-router-cost-usd", usd(trace.cost_pusd)))
     if answered.is_plain and trace.saved_pusd is not None:
-        headers.append((b"x-router-saved-usd", _usd(trace.saved_pusd)))
+        headers.append((b"x-router-saved-usd", usd(trace.saved_pusd)))
     return Outgoing(answered.status, headers, answered.body, answered.relay)
-
-
-def _usd(pusd: int) -> bytes:
-    """Pico-dollars as a decimal number of dollars, exact and without an exponent."""
-    sign, pusd = ("-", -pusd) if pusd < 0 else ("", pusd)
-    whole, rest = divmod(pusd, 10**12)
-    return f"{sign}{whole}.{rest:012d}".rstrip("0").rstrip(".").encode()

@@ -1,6 +1,7 @@
 """The simulated API over HTTP: paths, headers, errors.
 
-`/_simulator/ledger` and `/_simulator/requests` show what was billed and what arrived; the real API has no such thing.
+`/_simulator/ledger`, `/_simulator/requests` and `/_simulator/batches` show what was billed, what arrived, and the items
+of every batch; the real API has no such thing.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def create_simulator(settings: SimulatorSettings | None = None) -> Starlette:
         api.route("/v1/files/{file_id}/content", api.file_content, "GET"),
         Route("/api/hello", lambda _: Response(b'{"message":"hello"}', media_type="application/json")),
         Route("/_simulator/ledger", api.ledger, methods=["GET", "DELETE"]),
+        Route("/_simulator/batches", api.batches, methods=["GET"]),
         Route("/_simulator/requests", api.requests, methods=["GET", "DELETE"]),
     ]
     handlers: Mapping[Any, Any] = {404: api.unknown, 405: api.unknown, 500: api.broken}
@@ -287,6 +289,10 @@ class _Api:
         if request.method == "DELETE":
             self._simulator.ledger.clear()
         return Response(to_json(self._simulator.ledger.as_json()), media_type="application/json")
+
+    async def batches(self, _: Request) -> Response:
+        """Every batch with its items, of all workspaces."""
+        return Response(to_json({"batches": self._batches.shown()}), media_type="application/json")
 
     async def requests(self, request: Request) -> Response:
         """The last requests as they arrived (`?limit=`, 100 unless told); `DELETE` forgets them."""

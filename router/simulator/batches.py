@@ -17,6 +17,7 @@ from router.simulator.modelpages import paged
 from router.simulator.reading import to_json
 from router.simulator.refusal import Refusal, extra_input, missing
 from router.simulator.service import Caller, Simulator
+from router.simulator.task import last_user_text
 
 CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 MAX_ITEMS = 100_000
@@ -134,6 +135,21 @@ class BatchStore:
             for place, result in batch.results.items()
         )
 
+    def shown(self) -> list[dict[str, Any]]:
+        """Every batch that was ever made, oldest first, whoever made it: its items, and what came of each so far.
+
+        `text` is the last user text of an item, `type` and `message_id` are of its result: None for none yet.
+        """
+        return [
+            {
+                "id": batch.id,
+                "workspace": batch.caller.workspace,
+                "processing_status": batch.status,
+                "items": [_shown_item(item, batch.results.get(place)) for place, item in enumerate(batch.items)],
+            }
+            for batch in self._batches.values()
+        ]
+
     async def close(self) -> None:
         """Stop working."""
         for task in self._tasks:
@@ -167,6 +183,16 @@ class BatchStore:
         simulator.keep(outcome, simulator.settings.clock())
         simulator.bill(request_id, outcome)
         return {"type": "succeeded", "message": outcome.message()}
+
+
+def _shown_item(item: Mapping[str, Any], result: Mapping[str, Any] | None) -> dict[str, Any]:
+    try:
+        text = last_user_text(item["params"])
+    except (KeyError, TypeError, AttributeError):
+        text = ""  # a body that is refused for its shape when its turn comes
+    result = result or {}
+    message_id = (result.get("message") or {}).get("id")
+    return {"custom_id": item["custom_id"], "text": text, "type": result.get("type"), "message_id": message_id}
 
 
 def _wrong_in_batches(params: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:

@@ -18,7 +18,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from router.trace.genai_metrics import GenAiMetrics
-from router.trace.money import MESSAGES, Money
+from router.trace.money import METERED, Money
 from router.trace.record import BATCH_ITEM, BYPASSES, UNSTORED, Trace
 from router.trace.semconv import RELEASED, SECONDS, Names
 from router.trace.series import OTHER, SERIES_MAX, Histogram, Labels, as_label, counter, tally
@@ -65,7 +65,7 @@ class MetricsSink(Collector):
         names: Names = RELEASED,
         origin: Origin = NOWHERE,
     ) -> None:
-        self._gauges = dict(gauges or {})
+        self._gauges = {} if gauges is None else gauges  # not copied: parts that are joined later add theirs
         self._distributions = dict(distributions or {})
         self._revision = revision
         self._lanes = lanes
@@ -165,7 +165,7 @@ class MetricsSink(Collector):
 
     def _add_cache(self, trace: Trace, model: str) -> None:
         """What the cache did for a request; one that was refused before it came to the cache has no reason."""
-        if trace.endpoint != MESSAGES or (trace.cache == "bypass" and not trace.cache_reason):
+        if trace.endpoint not in METERED or (trace.cache == "bypass" and not trace.cache_reason):
             return
         tally(self._cache, (trace.cache, trace.cache_reason if trace.cache_reason in _REASONS else OTHER), 1)
         if trace.cache in _REPLAYS and trace.saved_pusd is not None:

@@ -44,6 +44,10 @@ UNSTORED = ("failed", "fallback", "stop-reason", "too-large", "refused")
 # The endpoint of an item of a Message Batch, which is booked as a request although it came in none of its own.
 BATCH_ITEM = "batch_item"
 
+# A request that waits (`Prefer: respond-async`), and what is asked about it later. What it is answered in a batch is
+# booked as an item, see `is_deferred`.
+DEFERRED = "deferred"
+
 MOST_PUSD = 2**63 - 1  # about nine million dollars; what a column of the trace store holds
 
 
@@ -75,7 +79,7 @@ class Trace:
     span_id: str = ""  # 16 hex digits: the request's own W3C span; "": the second half of the trace id
     parent_span_id: str = ""  # the caller's span, where its trace is continued
     caller: tuple[str, str] | None = None  # trace and span of the caller, where its trace is only linked
-    endpoint: str = ""  # messages | count_tokens | batches | batch_item | models | passthrough
+    endpoint: str = ""  # messages | count_tokens | batches | batch_item | deferred | models | passthrough
     method: str = ""
     path: str = ""  # without the query
     request_id: str | None = None  # the upstream's, else ours
@@ -156,6 +160,11 @@ class TraceQuery:
     min_cost_pusd: int | None = None
     before: tuple[int, str] | None = None  # keyset page: (started_at_ns, trace_id) of the last row seen
     limit: int = 50
+
+
+def is_deferred(item: Trace) -> bool:
+    """Whether an item was a request of its own that could wait: its method is that request's, and no fetch's."""
+    return item.method == "POST"
 
 
 def held(pusd: int | None) -> int | None:

@@ -27,7 +27,8 @@ from router.usage import Iteration, Tokens, Usage
 SLICE = 100  # rows per transaction; while one is open (some milliseconds) the serving router cannot write
 _LOCK_WAIT_S = 10.0
 _COLUMNS = (
-    *("seq", "endpoint", "method", "model_asked", "model_sent", "model_answered", "cache", "usage", "attempts"),
+    *("seq", "endpoint", "method", "outcome", "model_asked", "model_sent", "model_answered", "cache"),
+    *("usage", "attempts"),
     *("price_version", "cost_pusd", "baseline_pusd", "saved_pusd"),
     *("prompt_read_saved_pusd", "prompt_write_extra_pusd"),
 )
@@ -166,7 +167,7 @@ def _update(connection: sqlite3.Connection, updates: Sequence[tuple[Any, ...]]) 
 
 def _booked(row: Sequence[Any], book: Book, found: Repriced) -> _Booked | None:
     """The row booked again, its UPDATE in the order of `_update`; None where it was never booked or is unreadable."""
-    number, endpoint, method, asked, sent, answered, cache, usage, attempts, version, *money = row
+    number, endpoint, method, outcome, asked, sent, answered, cache, usage, attempts, version, *money = row
     if not version:
         return None  # never booked: refused before there was anything to pay
     try:
@@ -176,6 +177,7 @@ def _booked(row: Sequence[Any], book: Book, found: Repriced) -> _Booked | None:
             started_at_ns=0,
             endpoint=endpoint,
             method=method,
+            outcome=outcome,
             model_asked=asked,
             model_sent=sent,
             model_answered=answered,

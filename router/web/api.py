@@ -22,6 +22,7 @@ from router.errors import (
 )
 from router.serve.admission import Admission, Ticket
 from router.serve.batches import Batches
+from router.serve.deferred import Deferral
 from router.serve.exchange import ClientWatch, Exchange, Incoming, Stopwatch
 from router.serve.headers import Credential, RawHeaders, credential_of, first, router_headers
 from router.serve.parts import Outgoing
@@ -70,6 +71,7 @@ class ApiServices:
     report: Callable[[str, BaseException], None]  # an unforeseen exception, with the trace id
     admission: Admission
     shedding: Shedding
+    deferral: Deferral | None = None
     is_trace_continued: bool = False  # whether a caller's `traceparent` says which trace a request belongs to
 
 
@@ -249,6 +251,8 @@ class Api:
                 if trace.method == "POST":
                     _check_encoding(exchange.incoming.headers)
                 return await services.batches.answer(exchange)
+            case "deferred" if services.deferral is not None:
+                return await services.deferral.answer(exchange)
             case "models":
                 model_id = unquote(trace.path.removeprefix("/v1/models").removeprefix("/"))
                 if model_id == "auto" or model_id.startswith("lane:"):

@@ -9,6 +9,7 @@ from router.errors import UnknownTarget
 
 ROUTED = ("messages", "count_tokens", "batches")
 _BATCHES = "/v1/messages/batches"
+_DEFERRED = "/v1/messages/deferred/"
 _CANCEL = re.compile(re.escape(_BATCHES) + r"/[^/]+/cancel")
 _HARMLESS = ("GET", "HEAD", "OPTIONS", "DELETE")  # makes no batch, whatever the path
 
@@ -101,6 +102,8 @@ def endpoint_of(method: str, path: str) -> str:
         return "messages" if path == "/v1/messages" else "count_tokens"
     if path.startswith(_BATCHES):
         return "batches"
+    if path.startswith(_DEFERRED):
+        return "deferred"
     if method == "GET" and (path == "/v1/models" or path.startswith("/v1/models/")):
         return "models"
     return "passthrough"

@@ -33,9 +33,26 @@ def test_it_says_where_it_listens_and_ends_with_status_0(end: signal.Signals, tm
     assert (process.returncode, rest, errors) == (0, "", "")
 
 
+def test_an_item_of_a_batch_takes_as_long_as_it_is_told() -> None:
+    """And the batches are shown with their items, whoever made them."""
+    made = {"requests": [{"custom_id": f"item-{number}", "params": BODY} for number in range(2)]}
+    options = ["--port", "0", "--latency", "none", "--batch-item-ms", "60000"]
+    with subprocess.Popen([*COMMAND, *options], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        origin = process.stdout.readline().removeprefix("simulator: ").strip()
+        batch = httpx2.post(f"{origin}/v1/messages/batches", json=made, headers=HEADERS).json()
+        [shown] = httpx2.get(f"{origin}/_simulator/batches").json()["batches"]
+        process.send_signal(signal.SIGTERM)
+    assert (shown["id"], shown["processing_status"]) == (batch["id"], "in_progress")
+    assert shown["items"] == [
+        {"custom_id": f"item-{number}", "text": "Hello", "type": None, "message_id": None} for number in range(2)
+    ]
+
+
 def test_wrong_usage_is_status_2(tmp_path: Path) -> None:
-    """An unknown latency, a script that cannot be read."""
-    for options in (["--latency", "slow"], ["--script", str(tmp_path / "none.yaml")]):
+    """An unknown latency, a script that cannot be read, an item that takes less than no time."""
+    wrong = (["--latency", "slow"], ["--script", str(tmp_path / "none.yaml")], ["--batch-item-ms", "-1"])
+    for options in wrong:
         done = subprocess.run([*COMMAND, *options], capture_output=True, text=True, timeout=30)
         assert done.returncode == 2
         assert "Error:" in done.stderr

@@ -80,6 +80,11 @@ def test_a_batch_runs_and_is_billed_at_half_price(client: anthropic.Anthropic, o
     batch = ended(client, made.id)
     counts = batch.request_counts
     assert (counts.processing, counts.succeeded, counts.errored) == (0, 1, 3)
+    shown = httpx2.get(f"{origin}/_simulator/batches").json()["batches"][-1]["items"]
+    assert [(one["custom_id"], one["type"], bool(one["message_id"])) for one in shown] == [
+        ("good", "succeeded", True), ("streamed", "errored", False), ("zero", "errored", False),
+        ("gone", "errored", False),
+    ]  # fmt: skip
     assert batch.results_url == f"{origin}/v1/messages/batches/{made.id}/results"
     results = {line.custom_id: line.result for line in client.messages.batches.results(made.id)}
     assert results["good"].message.usage.service_tier == "batch"
