@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,9 @@ _ELSEWHERE = {
     "history": "router.cli.policy_history:history",
     "rollback": "router.cli.policy_history:rollback",
     "fmt": "router.cli.policy_format:fmt",
+    "push": "router.cli.policy_push:push",
+    "pushed": "router.cli.policy_push:pushed",
+    "unpush": "router.cli.policy_push:unpush",
     "diff": "router.cli.policy_diff:diff",
 }
 
@@ -170,6 +174,7 @@ def explain_command(
             "why": list(decision.why),
             "named_lane_refused": refused or None,
             "swap": decision.swap,
+            "deferred": asdict(decision.deferred),
             "lanes": [lane.json() for lane in lanes],
             "labels": label.recorded(),
             "read": _read(classifier.explain(request.body), words),

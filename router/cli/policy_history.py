@@ -13,6 +13,7 @@ import click
 
 from router.catalog_file import load_catalog
 from router.classify.model import LinearClassifier
+from router.cli.policy_push import fleet_options, pushed_back
 from router.errors import PolicyError, RouterError
 from router.policy.check import LANES_FILE, check_folder, revision_of
 from router.policy.history import ROLLBACK_MARK, PolicyHistory, roll_back
@@ -80,7 +81,7 @@ def history(folder: Path, history_folder: Path | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("revision", metavar="REVISION")
+@click.argument("revision", metavar="[REVISION]", required=False)
 @_folder
 @_history
 @click.option(
@@ -90,8 +91,30 @@ def history(folder: Path, history_folder: Path | None, as_json: bool) -> None:
     type=click.Path(path_type=Path),
     help="models in place of the shipped ones",
 )
-def rollback(revision: str, folder: Path, history_folder: Path | None, catalog_file: Path | None) -> None:
-    """Put a revision of the history back into the folder; a running router serves it within a second."""
+@click.option("--to", "number", metavar="NUMBER", type=int, help="of pushed policies: the version to have back")
+@fleet_options
+def rollback(
+    revision: str | None,
+    folder: Path,
+    history_folder: Path | None,
+    catalog_file: Path | None,
+    number: int | None,
+    fleet: str | None,
+    config: str | None,
+    as_json: bool,
+) -> None:
+    """Have earlier policies back, live within a second: of a folder (with REVISION), or of a whole fleet (without).
+
+    With REVISION, that revision of the history is put back into the folder. Without, what was pushed before the version
+    in force (or the version --to) is in force again in every process, as a new version; exit code 1 unless all took it.
+    """
+    if revision is None:
+        pushed_back(number, fleet, config, as_json=as_json)
+        return
+    if number is not None or fleet is not None or config is not None or as_json:
+        raise click.UsageError(
+            "REVISION is of a folder; `--to`, `--fleet`, `--config` and `--json` are of pushed policies"
+        )
     kept = _open(history_folder, folder)
     try:
         entry = kept.find(revision)

@@ -122,10 +122,14 @@ def _screen(found: Mapping[str, Any]) -> Iterator[str]:
     state = "serving" if found["is_serving"] else "NOT SERVING"
     yield f"router     {state}, version {plain(found['version'])}, up {_age(found['uptime_s'])}"
     force = "the folder on disk" if policy["is_current"] else "NOT the folder on disk"
+    if str(policy.get("source", "")).startswith("pushed"):  # absent in the answer of an older router
+        force = plain(policy["source"])
     yield f"policies   {plain(policy['revision'])}, {force}, since {str(policy['loaded_at'] or '-')[:19]}"
     if policy["last_error"]:
         refused = plain(policy["last_error"].splitlines()[0])
         yield f"           refused at {str(policy['last_error_at'])[:19]}: {refused}"
+    if fleet := policy.get("fleet"):
+        yield f"fleet      {fleet['processes']:,} processes, {fleet['other_revision']:,} with other policies"
     over = f"last {_age(recent['over_s'])}"
     errors = f"{recent['errors']:,} errors of {recent['requests']:,}"
     yield f"requests   {recent['requests_per_min']:,} a minute, {errors} ({over})"

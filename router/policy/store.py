@@ -4,6 +4,8 @@ The watch is on the folder, never on a file: editors and ConfigMaps replace file
 fires again. A poll stands behind the watch for file systems that tell nothing. What was read twice and is the same both
 times is compiled in a thread; whatever is wrong with it, the last good set keeps serving. What came into force is kept
 in a history, so that a restart with a broken folder finds the last good set too.
+
+A set that was pushed to the whole fleet stands before the folder's, until the folder changes or the push is taken back.
 """
 
 from __future__ import annotations
@@ -83,6 +85,9 @@ class PolicyStore:
 
     With a `history`, each set that is taken is kept there, and a start whose folder is broken serves the newest set of
     it that still compiles: then `observe` hears of the diagnostics and of the revision used in their place.
+
+    `take_pushed` puts another set in force than the folder's, `drop_pushed` ends that, and so does any change of the
+    folder, which is newer truth. `pushed` is the number of the version in force, 0 where the folder serves.
     """
 
     def __init__(
@@ -109,6 +114,9 @@ class PolicyStore:
         self._is_from_history = False
         self._turn = asyncio.Lock()
         self._current: PolicySet | None = None
+        self._of_folder: PolicySet | None = None  # what serves when nothing is pushed
+        self.pushed = 0
+        self._pushed_over = ""  # the folder's revision then
         self._seen = ""  # revision (or error) of what was last looked at, good or bad
         self._loaded_at = 0.0
         self._error = ""
@@ -122,6 +130,21 @@ class PolicyStore:
         if self._current is None:
             raise PolicyError(f"{self._folder}: no policies loaded", hint="call `load()` first")
         return self._current
+
+    @property
+    def folder_revision(self) -> str:
+        """The revision of the folder as it was last read, good or bad; where that failed, of its last good set."""
+        return self._seen or (self._of_folder.revision if self._of_folder is not None else "")
+
+    @property
+    def loaded_at(self) -> float:
+        """Unix seconds since when the set in force is in force."""
+        return self._loaded_at
+
+    @property
+    def source(self) -> str:
+        """Where the set in force is from: `folder`, `history`, or `pushed #3`."""
+        return f"pushed #{self.pushed}" if self.pushed else "history" if self._is_from_history else "folder"
 
     def load(self) -> PolicySet:
         """Read and compile the folder, at the start of the program. Raises PolicyError.
@@ -147,6 +170,31 @@ class PolicyStore:
     async def poll(self) -> bool:
         """Look at the folder and compile it if it changed. True when a new set was taken."""
         return await self._look(is_forced=False)
+
+    async def take_pushed(self, files: Mapping[str, bytes], number: int, compile_pushed: CompileFolder) -> None:
+        """Put the files of a version in force before those of the folder. Raises PolicyError: then nothing changes."""
+        async with self._turn:
+            policies = self.current
+            if revision_of(files) != policies.revision:
+                try:
+                    policies = await asyncio.to_thread(self._compiled, files, compile_pushed)
+                except PolicyError as error:
+                    self._tell(False, error.message)
+                    raise
+                except Exception as error:  # as below
+                    problem = f"{type(error).__name__} while compiling: this is a bug of the router"
+                    self._tell(False, problem)
+                    raise PolicyError(problem) from error
+            self._current, self._loaded_at = policies, self._now()
+            self.pushed, self._pushed_over = number, self.folder_revision
+            self._tell(True, policies.revision)
+
+    async def drop_pushed(self) -> None:
+        """Back to the last good set of the folder."""
+        async with self._turn:
+            if self.pushed and self._of_folder is not None:
+                self._current, self._loaded_at, self.pushed = self._of_folder, self._now(), 0
+                self._tell(True, self._of_folder.revision)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Follow the folder until `stop` is set. Survives the folder's going away and coming back."""
@@ -180,19 +228,22 @@ class PolicyStore:
     def status(self) -> dict[str, Any]:
         """What the admin listener shows: revision in force, when it was loaded, the last refusal, counts.
 
-        Times are Unix seconds. `last_error` is empty when the folder on disk is what is being served. `from_history` is
-        true when the folder was broken at the start and a kept revision serves. `history` lists the revisions kept.
+        Times are Unix seconds. `last_error` is empty when the folder on disk was taken when it was last read; `source`
+        says whether it serves. `from_history` is true when the folder was broken at the start and a kept revision
+        serves. `history` lists the revisions kept.
         """
         current = self._current
         return {
             "folder": str(self._folder),
             "revision": current.revision if current is not None else None,
+            "source": self.source,
+            "folder_revision": self.folder_revision or None,
             "policies": sorted(current.policies) if current is not None else [],
             "loaded_at": self._loaded_at or None,
             "last_error": self._error,
             "last_error_at": self._error_at,
             "is_current": current is not None and not self._error,
-            "from_history": self._is_from_history,
+            "from_history": self._is_from_history and not self.pushed,
             "warnings": [warning.render() for warning in current.warnings] if current is not None else [],
             "reloads": self._reloads,
             "failures": self._failures,
@@ -221,7 +272,8 @@ class PolicyStore:
                 policies = self._compile(self._history.files(entry.revision))
             except PolicyError:  # damaged, or of a language or catalogue that this version does not have
                 continue
-            self._current, self._loaded_at, self._is_from_history = policies, self._now(), True
+            self._current = self._of_folder = policies
+            self._loaded_at, self._is_from_history = self._now(), True
             when = datetime.fromtimestamp(entry.taken_at, UTC).isoformat(timespec="seconds")
             self._refuse(f"{problem}\nrevision {entry.revision} of {when} serves in its place, from the history")
             return True
@@ -246,7 +298,7 @@ class PolicyStore:
     async def _look_once(self, is_forced: bool) -> bool:
         try:
             files = await asyncio.to_thread(read_folder, self._folder)
-            if revision_of(files) == self._seen and not is_forced:
+            if revision_of(files) == self._seen and (self.pushed or not is_forced):
                 return False
             files = await self._settled(files)
         except PolicyError as error:
@@ -255,12 +307,15 @@ class PolicyStore:
                 self._refuse(error.message)
             return False
         self._seen = revision_of(files)
+        if self.pushed and self._of_folder is not None and self._seen == self._pushed_over == self._of_folder.revision:
+            self._error, self._error_at = "", None  # again what the push stands before: no news
+            return False
         if self._current is not None and self._seen == self._current.revision:
             self._take(self._current)  # back to what is in force: nothing to compile, no error any more
             await asyncio.to_thread(self._record, files, "reload")
             return is_forced
         try:
-            policies = await asyncio.to_thread(self._compiled, files)
+            policies = await asyncio.to_thread(self._compiled, files, self._compile)
         except PolicyError as error:
             self._refuse(error.message)
             return False
@@ -282,7 +337,7 @@ class PolicyStore:
             files = again
         raise PolicyError(f"{self._folder}: keeps changing", hint="it is read again at the next change")
 
-    def _compiled(self, files: Mapping[str, bytes]) -> PolicySet:
+    def _compiled(self, files: Mapping[str, bytes], compile_files: CompileFolder) -> PolicySet:
         """Compile, in a thread, without a full garbage collection: over a large policy it stops all threads too long.
 
         What is new is set aside from later collections; young garbage is collected first, so that none is set aside
@@ -292,15 +347,15 @@ class PolicyStore:
         gc.collect(0)
         gc.disable()
         try:
-            return self._compile(files)
+            return compile_files(files)
         finally:
             gc.freeze()
             if was_on:
                 gc.enable()
 
     def _take(self, policies: PolicySet) -> None:
-        self._current = policies
-        self._loaded_at = self._now()
+        self._current = self._of_folder = policies
+        self._loaded_at, self.pushed = self._now(), 0
         self._error, self._error_at = "", None
         self._is_from_history = False
         self._tell(True, policies.revision)

@@ -165,6 +165,8 @@ def describe(
             "revision": policy.get("revision"),
             "is_current": policy.get("is_current"),
             "from_history": policy.get("from_history"),
+            "source": policy.get("source", "folder"),
+            "fleet": policy.get("fleet"),
             "loaded_at": _moment(policy.get("loaded_at")),
             "last_error": policy.get("last_error") or None,
             "last_error_at": _moment(policy.get("last_error_at")),
@@ -208,6 +210,13 @@ def _serving(is_ready: bool, policy: Figures) -> Iterator[dict[str, str]]:
         yield _note(
             f"the policies folder is not what serves; its last edit was refused: {first}",
             "`router policy check` shows the place; until it is mended the last good set serves",
+        )
+    refused = (policy.get("fleet") or {}).get("refused")
+    if refused:
+        first = str(refused["problem"]).strip().partition("\n")[0]
+        yield _note(
+            f"version #{refused['number']} of the pushed policies was refused: {first}",
+            "`/policy` has all of it; `router policy rollback`, or push policies that this process takes",
         )
 
 
@@ -284,6 +293,11 @@ def _worth_a_look(
     if services.capture != "off":
         yield _note(
             f"the content of requests is being captured (`{services.capture}`)", "`capture: off` when you have seen it"
+        )
+    if other := (policy.get("fleet") or {}).get("other_revision"):
+        yield _note(
+            f"{other} of {policy['fleet']['processes']} processes serve another revision of the policies",
+            "`router policy pushed` lists them; a folder that reaches every replica, or a push, makes them one",
         )
     if policy.get("warnings"):
         yield _note(f"{len(policy['warnings'])} warnings about the policies", "`router policy check` lists them")

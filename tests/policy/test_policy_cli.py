@@ -87,6 +87,7 @@ def test_explaining_shows_each_clause_with_the_value_seen(folder: Path) -> None:
     assert "hard-work: not reached" in result.stdout
     assert "rule structured-work: haiku → sonnet" in result.stdout
     document = json.loads(run("explain", "--json", "--policies", str(folder), "-", given=json.dumps(body)).stdout)
+    assert document["deferred"] == {"mode": "allow", "max_wait_s": 5.0, "max_items": 1000, "real_time_after_s": None}
     assert (document["rule"], document["route"]) == ("structured-work", ["haiku", "sonnet"])
     assert document["facts"]["requested_line"] == "opus"
     assert document["labels"]["task"] == "classification"

@@ -18,6 +18,8 @@ from router.facts.vocabulary import FACTS
 from router.policy.grammar import (
     CACHE_KEYS,
     DEFAULT_TURNS,
+    DEFERRED_KEYS,
+    DEFERRING,
     LANES_FILE_KEYS,
     ON_TIMEOUT,
     OPERATORS,
@@ -31,7 +33,7 @@ from router.policy.grammar import (
 )
 from router.policy.parse import parse_policy
 from router.policy.source import read_source, render
-from router.policy.written import Retry, Timeouts
+from router.policy.written import DEFERRED_ALLOWED, DeferredDirective, Retry, Timeouts
 from router.seams import Deadlines
 from router.settings import Settings
 from router.swap.edits import EDITS
@@ -39,6 +41,7 @@ from router.swap.edits import EDITS
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "policies.md").read_text(encoding="utf-8")
 CACHING = PAGE.partition("\n## Caching answers")[2].partition("\n## ")[0]
+LATER = PAGE.partition("\n## Answers that may come later")[2].partition("\n## ")[0]
 LIMITS = PAGE.partition("\n## Retries and time limits")[2].partition("\n## ")[0]
 KEYS = {spec.name for table in (POLICY_KEYS, RULE_KEYS, TEST_KEYS, LANES_FILE_KEYS) for spec in table}
 
@@ -79,6 +82,26 @@ def test_the_policy_of_the_page_about_caching_is_taken() -> None:
     assert cache.when_temperature is not None
     assert [cache.when_temperature.takes(value) for value in (0, 0.3, 0.31, None)] == [True, True, False, False]
     assert (cache.ttl_s, cache.pace_s, cache.is_coalescing) == (3600.0, 0.02, True)
+
+
+@pytest.mark.parametrize("word", [*DEFERRING, *(spec.name for spec in DEFERRED_KEYS)])
+def test_every_word_and_key_of_deferred_has_its_row(word: str) -> None:
+    """With what it means and what holds when it is left out."""
+    assert f"| `{word}` |" in LATER
+
+
+def test_the_policy_of_the_page_about_later_answers_is_taken() -> None:
+    """Its example is a rule, and the defaults of the table are the code's."""
+    example = dedent(LATER.split("\n\n")[2])
+    source = read_source("default.yaml", f"version: 1\nrules:\n{example}\notherwise: as-asked\n".encode())
+    policy = parse_policy("default", source)
+    assert render(source.diagnostics) == ""
+    assert policy is not None
+    assert policy.rules[0].deferred == DeferredDirective("require", 60.0, 1000, 7200.0)
+    default = DEFERRED_ALLOWED
+    for said in (default.mode, f"{default.max_wait_s:g}s"):
+        assert f"| `{said}` |" in LATER
+    assert f"sent at once | {default.max_items:,} |" in LATER
 
 
 @pytest.mark.parametrize("key", [spec.name for spec in (*RETRY_KEYS, *TIMEOUT_KEYS)])

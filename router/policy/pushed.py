@@ -1,0 +1,267 @@
+"""Policies that were pushed to a fleet, as values: a version, what a process says of itself, and both as bytes.
+
+A version is a whole set of policies under a number that only grows, or the word that the folder is to serve again. What
+comes back from the store is read as strictly as a file: whoever can write there must not be able to put a router into
+a state that a folder could not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from router.errors import PolicyError
+from router.policy.check import revision_of
+from router.policy.source import MAX_FILE_BYTES, visible
+
+How = Literal["push", "rollback", "unpush"]
+# `checking` is not the end yet; `older` was pushed before the process began, `left` gave way to a later folder.
+State = Literal["none", "checking", "taken", "refused", "older", "left"]
+
+MAX_PUSH_BYTES = MAX_FILE_BYTES  # of all files together
+MAX_PACKED_BYTES = 6 * MAX_PUSH_BYTES + 64 * 1024  # the same as JSON, every character escaped
+MOST_VERSIONS = 20
+MOST_CHARS = 500  # of a message, or a reason
+_MOST_NOTE_BYTES = 64 * 1024
+_MOST_FILES = 500
+_MOST_OVER = 100  # folders of one fleet that differ
+_LONGEST_NAME = 200
+_REVISION_CHARS = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of the policies of a fleet.
+
+    `number` counts from 1. `at_ms` is Unix milliseconds by the clock of Redis. `revision` is that of the files, empty
+    where the folder of each process serves again. `who` pushed it, `of` is the version whose files a rollback took (or
+    0). A sticky one outlives restarts, for processes whose folder has one of the revisions `over`: those that it took
+    the place of. A folder that differs from them is newer. Empty: whatever the folder.
+    """
+
+    number: int
+    at_ms: int
+    revision: str
+    how: How
+    who: str = ""
+    message: str = ""
+    is_sticky: bool = False
+    over: tuple[str, ...] = ()
+    of: int = 0
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it says that the folder serves."""
+        return not self.revision
+
+    def stands_over(self, folder: str) -> bool:
+        """Whether a process that starts with a folder of this revision takes the version all the same."""
+        return self.is_sticky and not self.is_folder and (not self.over or folder in self.over)
+
+    def shown(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "number": self.number,
+            "revision": self.revision or None,
+            "how": self.how,
+            "at": self.at_ms / 1000,
+            "who": self.who,
+            "message": self.message,
+            "is_sticky": self.is_sticky,
+            "of": self.of or None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a process says of itself: the set that it serves, and how it stands to the version `looked` at last.
+
+    `looked_ms` is the time of that version, which tells it from another of the same number, after Redis lost all.
+    `folder` is the revision of its folder, `source` where its set is from, `since_ms` (Unix) since when. `silent_ms` is
+    for how long it has not been heard of, which only the reader knows.
+    """
+
+    name: str
+    revision: str
+    source: str
+    folder: str
+    looked: int = 0
+    looked_ms: int = 0
+    state: State = "none"
+    reason: str = ""
+    since_ms: int = 0
+    silent_ms: int = 0
+
+    def has_answered(self, version: Version) -> bool:
+        """Whether it has come to an end with that version, or is beyond it."""
+        if self.looked_ms == version.at_ms:
+            return self.state not in ("none", "checking")
+        return self.looked_ms > version.at_ms
+
+    def shown(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "source": self.source,
+            "folder": self.folder,
+            "version": self.looked or None,
+            "state": self.state,
+            "reason": self.reason,
+            "since": self.since_ms / 1000,
+        }
+
+
+def check_pushable(files: Mapping[str, bytes]) -> None:
+    """Refuse what no process would take from the store, whatever is in the files. Raises PolicyError."""
+    if not files:
+        raise PolicyError("there is no policy file to push")
+    if len(files) > _MOST_FILES:
+        raise PolicyError(f"{len(files)} policy files, at most {_MOST_FILES} can be pushed")
+    for name in files:
+        if not _is_file_name(name):
+            raise PolicyError(f"`{visible(name)[:80]}` cannot be pushed: it is not the name of a policy file")
+    size = sum(map(len, files.values()))
+    if size > MAX_PUSH_BYTES:
+        raise PolicyError(f"the policies are {size:,} bytes, at most {MAX_PUSH_BYTES:,} can be pushed")
+
+
+def pack_files(files: Mapping[str, bytes]) -> bytes:
+    """Files as they are stored. Raises PolicyError for those that cannot be pushed."""
+    check_pushable(files)
+    try:
+        texts = {name: files[name].decode() for name in sorted(files)}
+    except UnicodeDecodeError:
+        raise PolicyError("a policy file is not UTF-8") from None
+    return json.dumps(texts, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def unpack_files(data: bytes, version: Version) -> dict[str, bytes]:
+    """The files of a version out of the store. Raises PolicyError when they are not what was pushed."""
+    damaged = f"version #{version.number}: what the store holds of it is damaged"
+    if len(data) > MAX_PACKED_BYTES:
+        raise PolicyError(damaged)
+    try:
+        texts = json.loads(data)
+        files = {name: text.encode() for name, text in texts.items()}
+    except (ValueError, AttributeError, RecursionError):
+        raise PolicyError(damaged) from None
+    check_pushable(files)
+    if revision_of(files) != version.revision:
+        raise PolicyError(damaged, hint="push the policies again")
+    return files
+
+
+def pack_version(version: Version) -> bytes:
+    """A version as it is stored, but for its number and time, which the store gives."""
+    return json.dumps(
+        {
+            "revision": version.revision,
+            "how": version.how,
+            "who": _line(version.who),
+            "message": _line(version.message),
+            "is_sticky": version.is_sticky,
+            "over": list(version.over[:_MOST_OVER]),
+            "of": version.of,
+        }
+    ).encode()
+
+
+def unpack_version(number: int, data: bytes) -> Version | None:
+    """A version out of the store: Unix milliseconds, a space, what `pack_version` made. None when it is none."""
+    at, _, note = data.partition(b" ")
+    if len(data) > _MOST_NOTE_BYTES or not at.isdigit() or len(at) > 15:
+        return None
+    try:
+        said = json.loads(note)
+        version = Version(
+            number,
+            int(at),
+            said["revision"],
+            said["how"],
+            said["who"],
+            said["message"],
+            said["is_sticky"],
+            tuple(said["over"]),
+            said["of"],
+        )
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    is_whole = (
+        all(_is_line(text) for text in (version.who, version.message))
+        and version.how in get_args(How)
+        and all(_is_revision(each) for each in (*version.over, *([version.revision] if version.revision else [])))
+        and isinstance(version.revision, str)
+        and isinstance(version.is_sticky, bool)
+        and type(version.of) is int
+    )
+    return version if is_whole else None
+
+
+def pack_standing(standing: Standing) -> bytes:
+    """What a process says, as it is stored."""
+    return json.dumps(
+        {
+            "source": standing.source,
+            "folder": standing.folder,
+            "looked": standing.looked,
+            "looked_ms": standing.looked_ms,
+            "state": standing.state,
+            "reason": _line(standing.reason),
+            "since_ms": standing.since_ms,
+        }
+    ).encode()
+
+
+def unpack_standing(name: bytes, data: bytes, now_ms: int) -> Standing | None:
+    """What a process said: Unix milliseconds, its revision, what `pack_standing` made. None when it is nothing."""
+    at, _, rest = data.partition(b" ")
+    revision, _, note = rest.partition(b" ")
+    if len(data) > _MOST_NOTE_BYTES or len(name) > _LONGEST_NAME or not at.isdigit() or len(at) > 15:
+        return None
+    try:
+        said = json.loads(note)
+        standing = Standing(
+            visible(name.decode("latin-1")),
+            revision.decode("ascii"),
+            said["source"],
+            said["folder"],
+            said["looked"],
+            said["looked_ms"],
+            said["state"],
+            said["reason"],
+            said["since_ms"],
+        )
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    is_whole = (
+        all(_is_line(text) for text in (standing.source, standing.folder, standing.reason))
+        and standing.state in get_args(State)
+        and all(type(count) is int for count in (standing.looked, standing.looked_ms))
+        and type(standing.since_ms) is int
+    )
+    return replace(standing, silent_ms=now_ms - int(at)) if is_whole else None
+
+
+def _line(text: str) -> str:
+    return visible(" ".join(text.split()))[:MOST_CHARS]
+
+
+def _is_line(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MOST_CHARS and value.isprintable()
+
+
+def _is_revision(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 12 and _REVISION_CHARS.issuperset(value)
+
+
+def _is_file_name(name: object) -> bool:
+    return (
+        isinstance(name, str)
+        and len(name) <= _LONGEST_NAME
+        and name.endswith((".yaml", ".yml"))
+        and not name.startswith(".")
+        and not any(mark in name for mark in "/\\\0")
+    )

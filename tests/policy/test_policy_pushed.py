@@ -1,0 +1,129 @@
+"""Pushed policies as values: what is stored comes back, and nothing else does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.errors import PolicyError
+from router.policy.check import revision_of
+from router.policy.pushed import (
+    MAX_PACKED_BYTES,
+    MAX_PUSH_BYTES,
+    Standing,
+    Version,
+    pack_files,
+    pack_standing,
+    pack_version,
+    unpack_files,
+    unpack_standing,
+    unpack_version,
+)
+
+FILES = {"lanes.yaml": b"version: 1\n", "default.yaml": "# café\n".encode()}
+VERSION = Version(3, 1000, revision_of(FILES), "push", "ana@host", "a \u201cbetter\u201d rule", True, ("0" * 12,), 1)
+STANDING = Standing("host:1:ab", "0" * 12, "pushed #3", "1" * 12, 3, 1000, "taken", "", 99, 7)
+
+
+def test_what_is_stored_comes_back() -> None:
+    """Files, a version, a word of a process."""
+    assert unpack_files(pack_files(FILES), VERSION) == FILES
+    assert unpack_version(3, b"1000 " + pack_version(VERSION)) == VERSION
+    line = b"5 " + STANDING.revision.encode() + b" " + pack_standing(STANDING)
+    assert unpack_standing(STANDING.name.encode(), line, 12) == STANDING
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z0-9]{1,8}\.yaml", fullmatch=True), st.text(max_size=200), min_size=1))
+def test_any_text_comes_back_byte_for_byte(texts: dict[str, str]) -> None:
+    """The revision is a hash of the bytes, so not one may change on the way."""
+    files = {name: text.encode() for name, text in texts.items()}
+    version = replace(VERSION, revision=revision_of(files))
+    assert unpack_files(pack_files(files), version) == files
+
+
+def test_the_largest_set_fits_however_it_is_written() -> None:
+    """A mebibyte of the characters that take most room as JSON can be fetched again."""
+    files = {"default.yaml": b"\x01" * MAX_PUSH_BYTES}
+    packed = pack_files(files)
+    assert len(packed) <= MAX_PACKED_BYTES
+    assert unpack_files(packed, replace(VERSION, revision=revision_of(files))) == files
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({}, "no policy file"),
+        ({"default.yaml": b"x" * (MAX_PUSH_BYTES + 1)}, "at most 1,048,576"),
+        ({f"{number}.yaml": b"" for number in range(501)}, "at most 500"),
+        ({"../default.yaml": b""}, "not the name"),
+        ({"a\\b.yaml": b""}, "not the name"),
+        ({".default.yaml": b""}, "not the name"),
+        ({"default.txt": b""}, "not the name"),
+        ({"a" * 300 + ".yaml": b""}, "not the name"),
+        ({"default.yaml": b"\xff"}, "not UTF-8"),
+    ],
+)
+def test_what_no_folder_could_hold_cannot_be_pushed(files: dict[str, bytes], says: str) -> None:
+    """Names as in a folder, and a mebibyte in all."""
+    with pytest.raises(PolicyError, match=says):
+        pack_files(files)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"[", b"[]", b"null", b"1", b"{}", b'{"default.yaml": 1}', b'{"../x.yaml": ""}', b"[" * 100_000,
+        b'{"default.yaml": "\\ud800"}', json.dumps({"lanes.yaml": "other"}).encode(), b" " * (MAX_PACKED_BYTES + 1),
+    ],
+    ids=range(12),
+)  # fmt: skip
+def test_files_that_are_not_what_was_pushed_are_refused(data: bytes) -> None:
+    """Whatever somebody wrote there: the hash says whether it is what was checked."""
+    with pytest.raises(PolicyError):
+        unpack_files(data, VERSION)
+
+
+@pytest.mark.parametrize("change", [
+    {"revision": "UPPER"}, {"revision": 1}, {"how": "force"}, {"who": "a\nb"}, {"message": 1}, {"is_sticky": 1},
+    {"over": ["x"]}, {"over": 5}, {"of": "1"}, {"message": "x" * 501},
+])  # fmt: skip
+def test_a_version_that_is_not_of_this_form_is_none(change: dict[str, object]) -> None:
+    """One wrong field is enough, and no field can carry a line of its own into a log."""
+    note = {**json.loads(pack_version(VERSION)), **change}
+    assert unpack_version(3, b"1000 " + json.dumps(note).encode()) is None
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_nobody_of_us_wrote_are_nothing(data: bytes) -> None:
+    """Never an error: the line is passed over."""
+    assert unpack_version(1, data) is None
+    assert unpack_standing(b"name", data, 0) is None
+
+
+def test_a_message_of_many_lines_becomes_one_and_is_cut() -> None:
+    """It is printed in tables and in the log."""
+    version = unpack_version(1, b"1 " + pack_version(replace(VERSION, message="one\n\x1b[2Jtwo " + "x" * 900)))
+    assert version is not None
+    assert version.message.startswith("one ·[2Jtwo x")
+    assert len(version.message) == 500
+
+
+def test_a_sticky_version_stands_over_the_folders_it_was_pushed_over() -> None:
+    """Another folder is newer; with no process there when it was pushed, any folder does."""
+    assert VERSION.stands_over("0" * 12)
+    assert not VERSION.stands_over("1" * 12)
+    assert replace(VERSION, over=()).stands_over("1" * 12)
+    assert not replace(VERSION, is_sticky=False).stands_over("0" * 12)
+    assert not replace(VERSION, revision="").stands_over("0" * 12)
+
+
+def test_a_process_has_answered_when_it_took_refused_or_went_beyond() -> None:
+    """While it checks it has not."""
+    assert STANDING.has_answered(VERSION)
+    assert STANDING.has_answered(replace(VERSION, number=2, at_ms=999))
+    assert not STANDING.has_answered(replace(VERSION, at_ms=1001))  # another of the same number, after a loss
+    assert not replace(STANDING, state="checking").has_answered(VERSION)
