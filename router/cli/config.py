@@ -44,6 +44,10 @@ def show(config_file: str | None, origin: bool, as_json: bool) -> None:
 
 def _check_stores(settings: Settings) -> None:
     """Refuse what `serve` would refuse. Raises SettingsError."""
+    if settings.fleet not in (None, "off"):
+        from router.fleet import fleet_url  # the library behind it takes long to load, and few have it
+
+        fleet_url(settings)
     if settings.affinity in ("off", "memory://") and settings.cache in ("off", Settings().cache):
         return
     from router.stores import check_stores  # the library behind it takes long to load, and few have it

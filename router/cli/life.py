@@ -83,6 +83,11 @@ class Server(uvicorn.Server):
         )
         return made
 
+    def take_waiting(self) -> None:
+        """Serve who waits before the doors already."""
+        for door in self._doors:
+            door.take_waiting()
+
     def leave(self) -> None:
         """Take no newcomers any more."""
         for door in self._doors:
@@ -175,6 +180,7 @@ class Life:
             await self._is_draining.wait()
             app.api.retire()
             await self._hurried_within(self._drain.delay_s)
+            self.api.take_waiting()
             self.api.leave()
             await self._wait_for_requests()
             await self._wait_for_admin()

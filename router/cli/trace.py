@@ -68,6 +68,12 @@ def open_reader(url: str) -> SqliteTraceReader:
     return SqliteTraceReader(path)
 
 
+def _fleet_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--fleet", metavar="URL", help="The recent requests of all routers that share this Redis, not those of a store."
+    )(command)
+
+
 def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
     """The filters that `ls`, `tail` and `export` share."""
     for name, text in reversed(
@@ -132,17 +138,25 @@ def trace() -> None:
 
 @trace.command()
 @store_option
+@_fleet_option
 @_filters
 @click.option("--limit", default="20", show_default=True, metavar="N", help=f"At most this many, up to {MAX_LIMIT}.")
 @click.option("--json", "is_json", is_flag=True, help="A JSON array of whole records.")
-def ls(url: str, limit: str, is_json: bool, **given: str | None) -> None:
+def ls(url: str, fleet: str | None, limit: str, is_json: bool, **given: str | None) -> None:
     """List the newest requests that match."""
     with saying_errors():
-        rows = open_reader(url).list(_query(given, limit=limit))
+        query = _query(given, limit=limit)
+        if fleet is None:
+            rows = open_reader(url).list(query)
+        else:
+            from router.cli.trace_fleet import fleet_rows  # Redis takes long to load
+
+            rows = fleet_rows(fleet, query)
     if is_json:
         click.echo("[" + ",\n".join(map(encode_json, rows)) + "]")
         return
-    print_table([_NAMES, *map(_line, rows)], right=_RIGHT)
+    names = _NAMES if fleet is None else (*_NAMES, "POD")
+    print_table([names, *map(_line, rows)], right=_RIGHT)
     if not rows:
         click.echo("no request matches", err=True)
 
@@ -183,22 +197,36 @@ def show(url: str, some_id: str, is_json: bool, is_content: bool, config: str | 
 
 @trace.command()
 @store_option
+@_fleet_option
 @_filters
 @click.option("--json", "is_json", is_flag=True, help="One JSON record on each line.")
-def tail(url: str, is_json: bool, **given: str | None) -> None:
+def tail(url: str, fleet: str | None, is_json: bool, **given: str | None) -> None:
     """Follow requests as they finish, until Ctrl-C."""
+
+    def show_row(row: dict[str, Any]) -> None:
+        if is_json:
+            click.echo(encode_json(row))
+        else:
+            print_table([_line(row)], right=_RIGHT, least=_WIDTHS if fleet is None else (*_WIDTHS, 3))
+        sys.stdout.flush()
+
     with saying_errors():
-        reader = open_reader(url)
         query = _query(given, limit=str(MAX_LIMIT))
+        if fleet is not None:
+            from router.cli.trace_fleet import follow_fleet  # as above
+
+            if not is_json:
+                print_table([(*_NAMES, "POD")], right=_RIGHT, least=(*_WIDTHS, 3))
+            sys.stdout.flush()
+            follow_fleet(fleet, query, show_row, 0.5)
+            return
+        reader = open_reader(url)
         mark, rows = reader.tail(None, query)
         if not is_json:
             print_table([_NAMES], right=_RIGHT, least=_WIDTHS)
         while True:
             for _, row in rows:
-                if is_json:
-                    click.echo(encode_json(row))
-                else:
-                    print_table([_line(row)], right=_RIGHT, least=_WIDTHS)
+                show_row(row)
             sys.stdout.flush()
             time.sleep(0.5)
             mark, rows = reader.tail(mark, query)
@@ -287,4 +315,5 @@ def _line(row: dict[str, Any]) -> tuple[str, ...]:
         seconds(row["duration_s"]),
         dollars(row["cost_usd"]),
         dollars(row["saved_usd"]),
+        *([plain(row["pod"])[:40]] if "pod" in row else ()),
     )

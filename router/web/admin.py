@@ -20,15 +20,17 @@ from starlette.routing import Route
 from router.cache.desk import CacheDesk
 from router.errors import RouterError
 from router.trace.asking import AnswerDesk
+from router.trace.fleet_read import FleetReader
 from router.trace.metrics import CONTENT_TYPE
 from router.web.answer import json_answer, router_error
 from router.web.ask import Asker
 from router.web.cache import CacheRooms
+from router.web.fleet import FleetRooms, TraceServices
 from router.web.flush import EVERY_S, SharedFlush
 from router.web.gate import Gate, log_in, log_out, login_page
 from router.web.page import page_routes
 from router.web.status import StatusRooms, StatusServices
-from router.web.traces import TraceRooms, TraceServices
+from router.web.traces import TraceRooms
 from router.web.turns import Busy, Turns, busy_answer
 
 _POLL_S = 1.0
@@ -42,13 +44,15 @@ class AdminServices:
     edit said; `desk` takes questions to the trace store, None: traces are off; `flush`, when given, waits for written
     traces to reach it (it is run in a thread, every `flush_every_s` seconds where it is wanted all the time).
     `decide_now` says what the policies in force would do with a trace, None when it is gone. `is_draining` ends live
-    tails, so that a server can stop. `now_ns` is Unix time. `cache` counts and purges.
+    tails, so that a server can stop. `now_ns` is Unix time. `cache` counts and purges. `fleet` reads the traces of all
+    replicas, None: there is no fleet.
     """
 
     readiness: Callable[[], tuple[bool, Mapping[str, Any]]]
     metrics: Callable[[], bytes]
     policy_status: Callable[[], Mapping[str, Any]]
     desk: AnswerDesk | None = None
+    fleet: FleetReader | None = None
     flush: Callable[[], object] | None = None
     flush_every_s: float = EVERY_S
     decide_now: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] | None = None
@@ -66,15 +70,13 @@ def create_admin(services: AdminServices) -> Starlette:
     rooms = _Rooms(services)
     cache = CacheRooms(services.cache)
     asker = Asker(services.desk, SharedFlush(services.flush, services.flush_every_s), Turns())
-    traces = TraceRooms(
-        TraceServices(
-            decide_now=services.decide_now,
-            is_draining=services.is_draining,
-            now_ns=services.now_ns,
-            poll_s=services.poll_s,
-        ),
-        asker,
+    trace_services = TraceServices(
+        decide_now=services.decide_now,
+        is_draining=services.is_draining,
+        now_ns=services.now_ns,
+        poll_s=services.poll_s,
     )
+    traces = TraceRooms(trace_services, asker, FleetRooms(trace_services, services.fleet))
     app = Starlette(
         routes=[
             Route("/healthz", rooms.health),

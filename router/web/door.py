@@ -57,6 +57,11 @@ class Door:
         """`accepted` connections, and those `refused` because no file descriptor was left."""
         return {"accepted": self._accepted, "refused": self._refused}
 
+    def take_waiting(self) -> None:
+        """Take in who waits already: where no other process has the socket, closing it would reset them."""
+        if self._is_open and self._resume is None:
+            self._accept()
+
     def close(self) -> None:
         """Take nobody else in; may be called again."""
         if not self._is_open:

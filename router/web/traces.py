@@ -7,10 +7,9 @@ are bounded in number.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -26,6 +25,7 @@ from router.trace.record import TraceQuery
 from router.trace.sheet import KINDS
 from router.web.answer import encoded_answer, error_answer, json_answer
 from router.web.ask import Asker
+from router.web.fleet import FleetRooms, TraceServices, is_of_fleet, query_params
 from router.web.turns import SeatedStream, Seats
 
 _TAILS_MAX = 32  # live tails at once; each asks the store a question a second
@@ -33,27 +33,13 @@ _EXPORTS_MAX = 2  # each reads pages of the store as fast as they are taken
 _OVERVIEW_FILTERS = ("model", "rule", "task", "key", "tenant", "policy", "lane", "outcome")
 
 
-@dataclass(frozen=True, slots=True)
-class TraceServices:
-    """What the rooms of traces need beside the store.
-
-    `decide_now` says what the policies in force would do with a trace (of which it is given `trace_id` and
-    `request_id`), None when it is gone; it runs in a thread. `is_draining` ends live tails, so that a server can stop.
-    `now_ns` is Unix time.
-    """
-
-    decide_now: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] | None
-    is_draining: Callable[[], bool]
-    now_ns: Callable[[], int]
-    poll_s: float
-
-
 class TraceRooms:
     """The endpoints."""
 
-    def __init__(self, services: TraceServices, asker: Asker) -> None:
+    def __init__(self, services: TraceServices, asker: Asker, fleet: FleetRooms) -> None:
         self._services = services
         self._asker = asker
+        self._fleet = fleet
         self._tails = Seats(_TAILS_MAX)
         self._exports = Seats(_EXPORTS_MAX)
 
@@ -67,15 +53,20 @@ class TraceRooms:
             Route("/figures", self.figures),
             Route("/export", self.export),
             Route("/events", self.events),
+            Route("/fleet", self._fleet.home),
         ]
 
     async def traces(self, request: Request) -> Response:
         """A page of the newest traces that match, and the mark of the next page."""
+        if is_of_fleet(request):
+            return await self._fleet.traces(request)
         query = read_query(query_params(request), self._services.now_ns())
         return encoded_answer((await self._asker.ask_for(request, asking.page(query))).body)
 
     async def trace(self, request: Request) -> Response:
         """One trace, by trace id, request id or the beginning of a trace id."""
+        if is_of_fleet(request):
+            return await self._fleet.trace(request)
         found = await self._find(request)
         return encoded_answer(found.body) if found.head else _no_trace(request)
 
@@ -165,6 +156,8 @@ class TraceRooms:
 
     async def events(self, request: Request) -> Response:
         """Server-sent events: one `trace` per finished request that matches, with a mark to resume from as its id."""
+        if is_of_fleet(request):
+            return await self._fleet.events(request)
         params = query_params(request)
         params.pop("limit", None)
         query = replace(read_query(params, self._services.now_ns()), limit=200, before=None)
@@ -207,16 +200,6 @@ class TraceRooms:
 
     async def _find(self, request: Request) -> Answer:
         return await self._asker.ask_for(request, asking.one(request.path_params["some_id"]))
-
-
-def query_params(request: Request) -> dict[str, str]:
-    """The query string as a mapping. Raises BadFilter when a name comes twice."""
-    params: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
-        if name in params:
-            raise BadFilter(f"`{name[:64]}` comes twice, expected once")
-        params[name] = value
-    return params
 
 
 def _no_trace(request: Request) -> Response:

@@ -143,13 +143,13 @@ class HttpConnection(Outlet):
     # The server's side
 
     def shutdown(self) -> None:
-        """Close now, or after the answer under way."""
-        self._is_closing = True
+        """Close now, or after the answer under way; a moment after it where its head has promised to stay."""
+        was_closing, self._is_closing = self._is_closing, True
         if self._is_lingering:  # it has an end already, which must not be put off
             return
-        if self._cycle is None:
+        if self._cycle is None and (not was_closing or self._partial is not None):
             self._close()
-        else:
+        elif self._cycle is not None and not self._cycle.is_started:
             self._cycle.keeps_alive = False
 
     def close_idle(self) -> None:
@@ -280,7 +280,7 @@ class HttpConnection(Outlet):
         waiting, self._in_line = self._in_line, []
         if not waiting:
             self.lobby.rests(self)
-        self._allow(self.lobby.limits.keep_alive_s)
+        self._allow(self.lobby.limits.leaving_s if self._is_closing else self.lobby.limits.keep_alive_s)
         if self._is_paused:
             self._resume()
         if waiting:
@@ -372,7 +372,7 @@ class HttpConnection(Outlet):
         cycle, limits = self._cycle, self.lobby.limits
         if cycle is None:
             if self._partial is None:
-                self._allow(limits.keep_alive_s)
+                self._allow(limits.leaving_s if self._is_closing else limits.keep_alive_s)
             else:
                 self._allow(limits.head_s)
         elif cycle.is_complete or self._is_paused:

@@ -37,6 +37,8 @@ class Limits:
     # A client that takes no byte of an answer that waits for it. At 1 KB/s the common window opens again in 130 s.
     write_idle_s: float = 180.0
     keep_alive_s: float = KEEP_ALIVE_S
+    # While the server ends, after an answer whose head has promised to stay: a proxy may have sent the next request.
+    leaving_s: float = 0.5
     linger_s: float = (
         10.0  # a client that has its answer may finish sending: at 50 Mbit/s twice the largest Messages body
     )

@@ -9,6 +9,8 @@ export const GROUPS = ["rule", "model", "task", "key", "lane", "policy", "outcom
 export const params = () => new URLSearchParams(location.search);
 export const filters = () => [...params()].filter(([name, value]) => FILTERS.includes(name) && value);
 export const isOverview = () => location.pathname === "/overview";
+/** Whether the requests of all routers are shown; figures over time are always of this one. */
+export const isFleet = () => params().get("fleet") === "1" && !isOverview();
 export const group = () => (GROUPS.includes(params().get("by")) ? params().get("by") : "rule");
 
 /** The id in `/t/ID`, else null. */
@@ -32,6 +34,12 @@ export function query(extra = {}) {
   for (const [name, value] of Object.entries(extra)) asked.set(name, value);
   return asked;
 }
+
+/** The same of whoever is looked at: this router, or the fleet. */
+export const scoped = (extra = {}) => query(isFleet() ? { ...extra, fleet: "1" } : extra);
+
+/** Where one request is asked for. */
+export const traceData = (id) => `/traces/${encodeURIComponent(id)}${isFleet() ? "?fleet=1" : ""}`;
 
 /** The address after a change of the query string (an empty value takes a name away) and of the path. */
 export function address(change = {}, path = location.pathname) {

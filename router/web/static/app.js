@@ -1,8 +1,8 @@
 // The trace page: the address is the state, `List` and `Overview` are the two views of it, a panel shows one request.
 
-import { FILTERS, address, filters, group, isOverview, mateId, openId, params, query, tracePath } from "./address.js";
+import { FILTERS, address, filters, group, isFleet, isOverview, mateId, openId, params, query, tracePath } from "./address.js";
 import { showPair } from "./compare.js";
-import { $, ask, clock, h } from "./dom.js";
+import { $, ask, clock, count, h } from "./dom.js";
 import { showTrace } from "./detail.js";
 import { List } from "./list.js";
 import { Overview, showTotals } from "./overview.js";
@@ -15,7 +15,8 @@ const state = { open: null, mate: null, trace: null, marked: null, asked: 0, due
 const list = new List({
   filterBy,
   open: (trace) => open(list.idFor(trace)),
-  filled: () => { if (state.open !== null) list.select(state.open); },
+  filled: (fleet) => { told(fleet); if (state.open !== null) list.select(state.open); },
+  missed: () => { $("fleet-note").append(" Requests were missed: more came than Redis keeps."); },
   grew: () => {
     state.due ??= setTimeout(() => { state.due = null; figures(state.asked).catch(problem); }, REFRESH_MS);
   } });
@@ -39,6 +40,7 @@ function filterBy(name, value) {
 }
 
 async function figures(asked) {
+  if (isFleet()) return;
   const since = params().get("since");
   const found = await ask(`/figures?${query({ by: group(), ...(since ? { since } : {}) })}`);
   if (asked !== state.asked) return; // a newer question is under way
@@ -54,11 +56,30 @@ async function reload() {
     (part) => part.catch((error) => { if (asked === state.asked) problem(error); })));
 }
 
+/** What the list of the fleet is, and is not. */
+function told(fleet) {
+  $("fleet-note").hidden = !fleet;
+  if (!fleet) return;
+  const isFull = fleet.held >= fleet.most;
+  $("fleet-note").textContent = (fleet.held === 0
+    ? "No router has written a request to Redis yet."
+    : `The last ${count(fleet.held)} requests of all routers, ${isFull ? "as many as Redis keeps, " : ""}since ${clock(fleet.oldest_at)}.`)
+    + " Older ones are on the routers' own pages and at your collector; figures over time and items of batches are not here."
+    + (fleet.is_cut ? " The search took too long and stopped before the end." : "");
+}
+
 /** Which of the two views is shown. */
 function view() {
   const isFigures = base() === "/overview";
   $("overview").hidden = !isFigures;
   $("requests").hidden = isFigures;
+  const ofFleet = isFleet();
+  if (!ofFleet) told(null);
+  $("totals").hidden = ofFleet;
+  if (ofFleet) $("aside-note").hidden = true;
+  document.querySelector(".export").hidden = ofFleet;
+  $("of-router").setAttribute("aria-pressed", String(!ofFleet));
+  $("of-fleet").setAttribute("aria-pressed", String(ofFleet));
   for (const [id, is] of [["to-overview", isFigures], ["to-requests", !isFigures]])
     is ? $(id).setAttribute("aria-current", "page") : $(id).removeAttribute("aria-current");
 }
@@ -136,7 +157,7 @@ function controls() {
       `${name}: ${value} `, h("b", {}, "✕"))));
   for (const kind of ["ndjson", "csv"]) $(`export-${kind}`).href = `/export?${query({ format: kind })}`;
   $("to-requests").href = address({}, "/");
-  $("to-overview").href = address({}, "/overview");
+  $("to-overview").href = address({ fleet: "" }, "/overview");
 }
 
 /** `NAME:VALUE` words filter, in quotes where a value has blanks; an id opens its request. */
@@ -170,9 +191,17 @@ const KEYS = {
 };
 
 function turn(path) {
+  const was = isFleet();
   close(false);
-  go({}, path);
-  controls();
+  go(path === "/overview" ? { fleet: "" } : {}, path);
+  if (was !== isFleet()) reload(); else controls();
+}
+
+function look(isOfFleet) {
+  close(false);
+  go({ fleet: isOfFleet ? "1" : "" }, "/");
+  list.clear(); // what is there is somebody else's, should there be no answer
+  reload();
 }
 
 document.addEventListener("keydown", (event) => {
@@ -192,6 +221,8 @@ document.addEventListener("keydown", (event) => {
 $("filters").addEventListener("submit", (event) => { event.preventDefault(); search($("search").value); });
 $("since").addEventListener("change", (event) => { go({ since: event.target.value, until: "" }); reload(); });
 $("live").addEventListener("click", () => list.pause());
+$("of-router").addEventListener("click", () => look(false));
+$("of-fleet").addEventListener("click", () => look(true));
 $("fresh").addEventListener("click", () => list.pause(true));
 $("unmark").addEventListener("click", () => mark(null));
 $("older").addEventListener("click", () => list.older().catch(problem));
@@ -220,5 +251,6 @@ ask("/policy").then((status) => {
     : "";
   $("revision").title = status.last_error || (status.warnings ?? []).join("\n");
 }).catch(() => {});
+ask("/fleet").then((fleet) => { $("scope").hidden = fleet.pod === null && !isFleet(); }).catch(() => {});
 route();
 reload();

@@ -1,6 +1,6 @@
 // Two requests side by side: what differs first, in the order in which one asks; what is the same is folded away.
 
-import { tracePath } from "./address.js";
+import { traceData, tracePath } from "./address.js";
 import { ask, clock, copyButton, count, dollars, h, percent, seconds } from "./dom.js";
 
 // What differs is in this order; a name stands for itself and for what is below it.
@@ -8,6 +8,7 @@ const FIRST = [
   "outcome", "status", "error_type", "error_code", "policy", "revision", "rule", "why", "lane", "model_asked",
   "model_sent", "model_answered", "cache", "cache_reason", "cost_usd", "baseline_usd", "saved_usd", "ttft_s",
   "duration_s", "overhead_s", "stop_reason", "usage", "labels", "affinity", "tags", "edits", "facts"];
+const NOT_ITS_OWN = ["spans", "mark", "cut", "is_here"]; // spans are added up; the others are of its row in Redis
 const LAST = ["attempts", "spans", "started_at", "trace_id", "request_id"]; // of any two requests these differ
 const NONE = [undefined, null, ""];
 
@@ -15,7 +16,7 @@ const NONE = [undefined, null, ""];
 export async function showPair(panel, id, mate, actions, isWanted) {
   let pair;
   try {
-    pair = await Promise.all([id, mate].map((each) => ask(`/traces/${encodeURIComponent(each)}`)));
+    pair = await Promise.all([id, mate].map((each) => ask(traceData(each))));
   } catch (error) {
     if (isWanted()) {
       panel.replaceChildren(head(id, mate, actions), h("p.problem", {}, error.message));
@@ -67,7 +68,7 @@ function fields(trace) {
       found.set(name, value.join(name === "why" ? "\n" : ", "));
     else for (const [key, each] of Object.entries(value)) add(`${name}.${Array.isArray(value) ? Number(key) + 1 : key}`, each);
   };
-  for (const [name, value] of Object.entries(trace)) if (name !== "spans") add(name, value);
+  for (const [name, value] of Object.entries(trace)) if (!NOT_ITS_OWN.includes(name)) add(name, value);
   for (const { name, start_s: from, end_s: to } of trace.spans ?? []) found.set(`spans.${name}_s`, (found.get(`spans.${name}_s`) ?? 0) + to - from);
   return found;
 }

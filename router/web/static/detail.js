@@ -1,6 +1,6 @@
 // One request: why it went where it went, what it cost, and where the time went.
 
-import { tracePath } from "./address.js";
+import { isFleet, traceData, tracePath } from "./address.js";
 import { command } from "./curl.js";
 import { content } from "./content.js";
 import { ask, copyButton, count, dollars, h, percent, seconds } from "./dom.js";
@@ -24,7 +24,7 @@ const PARTS = [
 export async function showTrace(panel, id, actions, isWanted = () => true) {
   let trace;
   try {
-    trace = await ask(`/traces/${encodeURIComponent(id)}`);
+    trace = await ask(traceData(id));
   } catch (error) {
     if (!isWanted()) return null;
     panel.replaceChildren(head("Not found", actions), h("p.problem", {}, error.message));
@@ -36,19 +36,27 @@ export async function showTrace(panel, id, actions, isWanted = () => true) {
     type: "button", title: `Only ${name} ${value}`, onclick: () => actions.filterBy(name, value) }, shown);
   panel.replaceChildren(...[
     head(h("span.path", { title: `${trace.method} ${trace.path}` }, `${trace.method} ${trace.path}`), actions, trace),
+    trace.pod && home(trace),
     lead(trace, filter),
     why(trace, filter),
-    now(trace),
+    trace.pod ? null : now(trace),
     money(trace),
     time(trace, filter),
     attempts(trace),
     facts(trace),
     ids(trace, filter),
-    content(trace),
+    trace.pod ? null : content(trace),
   ].filter(Boolean));
   panel.hidden = false;
   panel.scrollTop = 0;
   return trace;
+}
+
+/** Whose request it is, where the fleet's are looked at. */
+function home(trace) {
+  return h("p.quietly.home", {}, "Served by ", h("code", {}, trace.pod), trace.is_here && ", which is this router",
+    ". This is its row in Redis; captured words and what today's policies would do are on that router's own page.",
+    trace.cut.length > 0 && ` Too large for the row, and left out: ${trace.cut.join(", ")}.`);
 }
 
 function head(title, actions, trace) {
@@ -61,7 +69,7 @@ function head(title, actions, trace) {
     trace && h("button.quiet", {
       type: "button", "data-compare": true, "aria-pressed": String(actions.isMarked(trace)),
       title: "Mark it; in another request: compare the two (c)", onclick: () => actions.compare(trace) }, "compare"),
-    trace && copyButton("link", () => location.origin + tracePath(trace.request_id || trace.trace_id)),
+    trace && copyButton("link", () => location.origin + tracePath(trace.request_id || trace.trace_id) + (isFleet() ? "?fleet=1" : "")),
     trace && copyButton("curl", () => command(trace), "Copy as curl, without key and words"),
     trace && copyButton("JSON", () => JSON.stringify(trace, null, 2)),
     h("button.quiet", { type: "button", onclick: () => actions.close(), title: "Close (Esc)", "aria-label": "Close" }, "✕"),

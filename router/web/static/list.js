@@ -1,6 +1,6 @@
 // The list: the newest requests that match, older ones by keyset pages, new ones as they finish.
 
-import { address, query, tracePath } from "./address.js";
+import { address, scoped, tracePath } from "./address.js";
 import { $, ask, clock, count, dollars, h, seconds } from "./dom.js";
 import { lane, outcome } from "./detail.js";
 
@@ -10,7 +10,8 @@ const PAGE = 100;
 const idOf = (trace) => `${trace.trace_id} ${trace.request_id ?? ""}`;
 
 export class List {
-  /** `actions`: `filterBy(name, value)`, `open(trace)`, `filled()` after a load, `grew()` after new requests. */
+  /** `actions`: `filterBy(name, value)`, `open(trace)`, `filled(fleet)` after a load, `grew()` after new requests,
+   * `missed()` where the tail lacks some. */
   constructor(actions) {
     Object.assign(this, {
       actions, rows: [], known: new Set(), next: null, at: -1, isLive: true, waiting: [], tail: null, arrived: [],
@@ -29,14 +30,22 @@ export class List {
     this.isLoading = true;
     this.arrived = [];
     const tail = await this.follow();
-    const { traces, next } = await ask(`/traces?${query({ limit: PAGE })}`);
+    const { traces, next, fleet } = await ask(`/traces?${scoped({ limit: PAGE })}`);
     if (this.tail !== tail) return; // another view was asked for meanwhile
     Object.assign(this, {
       rows: traces, next, at: -1, waiting: [], hasLost: false, known: new Set(traces.map(idOf)), isLoading: false });
     $("rows").replaceChildren(...traces.map((trace) => this.rowOf(trace)));
     this.after();
-    this.actions.filled();
+    this.actions.filled(fleet);
     this.admit();
+  }
+
+  /** Show nothing until the next load is there. */
+  clear() {
+    Object.assign(this, { rows: [], next: null, at: -1, waiting: [] });
+    $("rows").replaceChildren();
+    this.after();
+    $("empty").hidden = true;
   }
 
   /** The next page; false when there is none. */
@@ -45,7 +54,7 @@ export class List {
     this.isAsking = true;
     const tail = this.tail;
     try {
-      const { traces, next } = await ask(`/traces?${query({ limit: PAGE, before: this.next })}`);
+      const { traces, next } = await ask(`/traces?${scoped({ limit: PAGE, before: this.next })}`);
       if (this.tail !== tail) return false; // another view was asked for meanwhile
       const more = traces.filter((trace) => !this.known.has(idOf(trace)));
       more.forEach((trace) => this.known.add(idOf(trace)));
@@ -61,13 +70,14 @@ export class List {
 
   /** Listen to what finishes from now on; done when the router listens too, or says that it will not. */
   follow() {
-    const tail = new EventSource(`/events?${query()}`);
+    const tail = new EventSource(`/events?${scoped()}`);
     this.tail = tail;
     tail.addEventListener("trace", (event) => {
       if (this.tail !== tail) return;
       this.arrived.push(JSON.parse(event.data));
       this.due ??= setTimeout(() => { this.due = null; this.admit(); }, 100); // many at once are one change of the page
     });
+    tail.addEventListener("gap", () => { if (this.tail === tail) this.actions.missed(); });
     tail.addEventListener("open", () => document.body.classList.remove("offline"));
     tail.addEventListener("error", () => document.body.classList.toggle("offline", this.tail === tail));
     return new Promise((done) => {
@@ -165,7 +175,7 @@ export class List {
         href: address({ with: "" }, tracePath(trace.trace_id)),
         onclick: (event) => {
           if (event.metaKey || event.ctrlKey) event.stopPropagation(); else event.preventDefault();
-        } }, clock(trace.started_at))),
+        } }, clock(trace.started_at)), trace.pod && h("small.pod", { title: `on ${trace.pod}` }, ` ${trace.pod}`)),
       h("td.rule", {}, trace.rule
         ? cell("rule", trace.rule)
         : h("span.mute", {}, trace.endpoint === "messages" ? "–" : trace.endpoint || "–")),
@@ -192,6 +202,7 @@ export class List {
 
 /** The mark of the page after this trace. Its time has microseconds, so it asks from the next one on: what is there already is known. */
 function markOf(trace) {
+  if (trace.mark) return trace.mark; // of the fleet's stream
   const [whole, micros = "0"] = trace.started_at.replace("Z", "").split(".");
   return `${(BigInt(Date.parse(`${whole}Z`)) * 1000n + BigInt(micros.padEnd(6, "0")) + 1n) * 1000n}.`;
 }

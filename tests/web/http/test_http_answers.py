@@ -384,6 +384,57 @@ async def test_draining_closes_what_rests_and_what_works_after_its_answer() -> N
         assert (answer.body, answer.header("connection")) == (b"done", "close")
 
 
+async def test_a_connection_that_was_promised_to_stay_is_given_a_moment_when_draining() -> None:
+    """A proxy may have sent the next request when the answer ends: it is answered, and that answer closes."""
+    may_end, begun = asyncio.Event(), asyncio.Event()
+
+    async def application(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"h", "more_body": True})
+        begun.set()
+        await may_end.wait()
+        await send({"type": "http.response.body", "body": b"i"})
+
+    async with served(application, leaving_s=30.0) as server:
+        wire, idle = await server.connect(), await server.connect()
+        await wire.say(GET)
+        await begun.wait()
+        for _ in range(3):  # a server that drains says so again and again
+            for connection in list(server.connections):
+                connection.shutdown()
+        may_end.set()
+        answer = await wire.answer()
+        assert (answer.body, answer.header("connection")) == (b"hi", None)
+        assert await idle.everything() == b""
+        for connection in list(server.connections):
+            connection.shutdown()
+        await wire.say(GET)
+        [answer] = await wire.answers()
+        assert (answer.body, answer.header("connection")) == (b"hi", "close")
+
+
+async def test_that_moment_is_short() -> None:
+    """Without another request the connection closes by itself."""
+    may_end, begun = asyncio.Event(), asyncio.Event()
+
+    async def application(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"h", "more_body": True})
+        begun.set()
+        await may_end.wait()
+        await send({"type": "http.response.body", "body": b"i"})
+
+    async with served(application, leaving_s=0.05) as server:
+        wire = await server.connect()
+        await wire.say(GET)
+        await begun.wait()
+        for connection in list(server.connections):
+            connection.shutdown()
+        may_end.set()
+        [answer] = await wire.answers()
+        assert answer.body == b"hi"
+
+
 async def test_a_new_connection_takes_the_place_of_the_one_that_has_rested_the_longest() -> None:
     """With as many connections as there may be; where all of them work, it is told to come again (F35)."""
     may_end = asyncio.Event()
