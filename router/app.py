@@ -19,14 +19,15 @@ from router.capture_file import open_capture
 from router.catalog.lookup import Catalog
 from router.catalog_file import load_catalog
 from router.classify.model import LinearClassifier
+from router.deferring import open_lane, open_webhooks
 from router.doorkeeper import checked_ties, client_keys, doorkeeper
 from router.errors import SettingsError
+from router.fleet import open_fleet, policy_history
 from router.log import report
 from router.otel import open_otlp, origin_of
 from router.overload import open_overload
 from router.policy.check import compile_folder
 from router.policy.compile import PolicySet
-from router.policy.history import PolicyHistory
 from router.policy.store import PolicyStore
 from router.seams import Deadlines, TraceSink, Upstream
 from router.serve.attempts import Means
@@ -82,7 +83,7 @@ class App:
         ring = client_keys(settings)
         self._ties: tuple[tuple[str, str], ...] = ()  # names of keys with a policy of their own, and of that policy
         self.policies = PolicyStore(
-            Path(settings.policies), compile_set, observe=self._say_reload, history=_policy_history(settings)
+            Path(settings.policies), compile_set, observe=self._say_reload, history=policy_history(settings)
         )
         _say_warnings(self.policies.load())
         if self.policies.status()["from_history"]:
@@ -94,6 +95,7 @@ class App:
         self._ties = checked_ties(settings, ring, self.policies.current.policies)
         self.stores = open_stores(settings)
         cache = self.stores.cache
+        self.fleet = open_fleet(settings, self.stores.links, self.policies, compile_set)
         self.upstream = Http1Upstream(settings.upstream_url, takes_private=settings.upstream_private == "allow")
         self.retry_budget = RetryBudget(time.monotonic)
         self.breakers = Breakers(time.monotonic, random.random, _say_breaker)
@@ -112,6 +114,7 @@ class App:
         gauges: dict[str, Callable[[], Mapping[str, int]]] = {
             "upstream_pool": self.upstream.stats,
             "policies": self._policy_figures,
+            "fleet": self.fleet.stats,
             "listener": self._listener_figures,
             "retry_budget": self.retry_budget.stats,
             "admission": self.overload.figures,
@@ -119,8 +122,7 @@ class App:
         if cache is not None:
             gauges["cache"] = cache.stats
             gauges["flights"] = self._flight_figures
-        for name, link in self.stores.links.items():
-            gauges[name] = link.stats
+        gauges |= self.stores.gauges()
         if self.stores.affinity is not None:
             gauges["affinity"] = self.stores.affinity.stats
         gauges["batch_decisions"] = self.stores.decisions.stats
@@ -154,6 +156,7 @@ class App:
             self.recent,
             self.otlp,
             self.overload.failures,
+            self.stores.fleet_traces,
         )
         planner = Planner(
             self.policies,
@@ -180,8 +183,19 @@ class App:
             holds_key=ring is not None,
         )
         self.overload.shedding.sinks = parts.sinks
-        self.pipeline = Pipeline(parts)
         passthrough = Passthrough(parts, self.policies, settings.public_url)
+        self.deferred = open_lane(
+            settings,
+            self.stores.jobs,
+            parts,
+            passthrough,
+            self.upstream,
+            open_webhooks(settings),
+            None if self.traces is None else self.traces.flush,
+        )
+        if self.deferred is not None:
+            gauges |= self.deferred.gauges
+        self.pipeline = Pipeline(parts, None if self.deferred is None else self.deferred.deferral)
         self.api = Api(
             ApiServices(
                 pipeline=self.pipeline,
@@ -194,6 +208,7 @@ class App:
                 report=report,
                 admission=self.overload.admission,
                 shedding=self.overload.shedding,
+                deferral=None if self.deferred is None else self.deferred.deferral,
                 is_trace_continued=settings.trace_context == "continue",
             )
         )
@@ -205,6 +220,7 @@ class App:
                 desk=self.desk,
                 flush=partial(self.traces.flush, 1.0) if self.traces is not None else None,
                 decide_now=self._decide_now if trace_file is not None else None,
+                fleet=self.stores.fleet_reader,
                 admin_token=settings.admin_token,
                 version=version("model-router"),
                 is_draining=self._stopping.is_set,
@@ -255,15 +271,20 @@ class App:
         if self.stores.cache is not None:
             await self.stores.cache.start()
         self.overload.start()
-        self._watch = asyncio.get_running_loop().create_task(self.policies.run(self._stopping))
+        await self.fleet.start()
+        self._watch = asyncio.get_running_loop().create_task(self.fleet.run(self._stopping))
         if self.refresh is not None:
             self._refreshing = asyncio.get_running_loop().create_task(self.refresh.run(self._stopping))
+        if self.deferred is not None:
+            self.deferred.start()
         self._is_serving = True
 
     def drain(self) -> None:
         """No longer ready; what is under way goes on."""
         self._is_serving = False
         self._stopping.set()
+        if self.deferred is not None:
+            self.deferred.keeper.drain()
 
     async def stop(self) -> None:
         """Let everything go; what was traced is in the store when this returns."""
@@ -278,6 +299,8 @@ class App:
                 task.cancel()
         self.overload.stop()
         try:
+            if self.deferred is not None:
+                await self.deferred.close()
             await self.pipeline.close()
             await self.upstream.close()
             await self.stores.close()
@@ -309,7 +332,8 @@ class App:
         }
 
     def _policy_status(self) -> Mapping[str, Any]:
-        return {**self.policies.status(), "models": None if self.refresh is None else self.refresh.status()}
+        models = None if self.refresh is None else self.refresh.status()
+        return {**self.policies.status(), "fleet": self.fleet.status(), "models": models}
 
     def _readiness(self) -> tuple[bool, Mapping[str, Any]]:
         return self._is_serving and not self.overload.is_starved, {
@@ -332,18 +356,6 @@ def shipped_classifier(correction: str | None = None) -> LinearClassifier:
                 hint="`router classify train` writes one",
             ) from exc
     return LinearClassifier(files("router").joinpath("data/classifier.bin").read_bytes(), fitted)
-
-
-def _policy_history(settings: Settings) -> PolicyHistory | None:
-    """Where the last revisions are kept; None where that is off."""
-    if settings.policy_history == "off":
-        return None
-    return PolicyHistory(
-        Path(settings.policy_history),
-        Path(settings.policies),
-        now=time.time,
-        say=lambda problem: _log.warning("policies: the history cannot be kept, policies go on: %s", problem),
-    )
 
 
 def _say_warnings(policies: PolicySet) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from router.errors import SettingsError
 from router.policy.source import read_source, render
 from router.policy.words import duration_s
+from router.serve.webhook_hosts import check_webhooks
 from router.urls import check_url, is_loopback, without_password
 
 CONFIG_VARIABLE = "ROUTER_CONFIG"
@@ -42,6 +43,7 @@ _CHOICES = {
     "log_format": ("auto", "json", "text"),
     "log_level": ("debug", "info", "warning", "error"),
     "upstream_private": ("refuse", "allow"),
+    "fleet_traces": ("on", "off"),
 }
 
 
@@ -67,6 +69,10 @@ class Settings:
     traces_keep: str = "30d"
     traces_max_mb: int = 2048
     jobs: str | None = None
+    fleet: str | None = None
+    fleet_traces: str = "on"
+    webhook_hosts: str | None = None
+    webhook_secret: str | None = None
     max_concurrent: int = 4_000
     max_concurrent_per_tenant: int | None = None
     max_body_mb: int = 1_024
@@ -122,9 +128,20 @@ SETTINGS: Mapping[str, str] = {
     "traces_keep": "how long traces are kept, such as `12h` or `90d`, or `off`: for ever; sums are kept longer",
     "traces_max_mb": "megabytes that the store may use before the oldest traces go, 16 to 1048576",
     "jobs": (
-        "where decisions about batches are kept: `sqlite:///FILE`, or for several replicas `redis://…`; unset: "
+        "where deferred requests and decisions about batches are kept: `sqlite:///FILE`, or for several replicas "
+        "`redis://…`; unset: "
         "`NAME-jobs.db` beside the file of `traces`"
     ),
+    "fleet": (
+        "where policies are pushed to all replicas at once: `redis://…` as for `affinity`, or `off`; unset: the Redis "
+        "of `cache`, else of `jobs`, else of `affinity`"
+    ),
+    "fleet_traces": "whether recent traces go to the Redis of the fleet, for the page of any replica: `on` or `off`",
+    "webhook_hosts": (
+        "hosts that a client may have called when a deferred request has ended: `HOST`, `HOST:PORT`, `*.DOMAIN`, with "
+        "commas; unset: none"
+    ),
+    "webhook_secret": "secret that signs webhooks; needed with `webhook_hosts`",
     "max_concurrent": "requests at work at a time, from arrival until the answer begins; more are turned away",
     "max_concurrent_per_tenant": "requests of one tenant under way at a time, streams too; unset: a fair share",
     "max_body_mb": "megabytes of request bodies held at a time, 32 to 1048576",
@@ -164,7 +181,7 @@ SETTINGS: Mapping[str, str] = {
         "`phone`), a JSON list of such names and regexes of your own, or `off`"
     ),
 }
-SECRETS = ("admin_token", "upstream_api_key", "tenant_secret")
+SECRETS = ("admin_token", "upstream_api_key", "tenant_secret", "webhook_secret")
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +308,7 @@ def _check(settings: Settings) -> None:
     for name, words in _CHOICES.items():
         if (given := getattr(settings, name)) not in words:
             raise SettingsError(f"`{name}` is `{given}`, expected {' or '.join(f'`{word}`' for word in words)}")
+    check_webhooks(settings.webhook_hosts, settings.webhook_secret)
     refresh_s(settings)
     traces_keep_s(settings)
     capture_share(settings)

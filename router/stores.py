@@ -26,11 +26,16 @@ from router.cache.fleet import COPY_S
 from router.cache.memory import MemoryCache
 from router.cache.redis import RedisCache
 from router.errors import SettingsError
+from router.fleet_traces import LINK, open_fleet_traces
+from router.jobs.jobs_redis import RedisJobs
+from router.jobs.jobs_sqlite import SqliteJobs
 from router.jobs.redis import RedisDecisions
 from router.jobs.sqlite import SqliteDecisions
 from router.redis_link import RedisLink, check_redis_url
-from router.seams import AffinityStore, BatchDecisions, CacheBackend
+from router.seams import AffinityStore, BatchDecisions, CacheBackend, JobStore
 from router.settings import Settings
+from router.trace.fleet import FleetTraces
+from router.trace.fleet_read import FleetReader
 from router.trace.place import path_of
 from router.urls import without_password
 
@@ -53,12 +58,28 @@ class Stores:
     cache: CacheBackend | None
     affinity: AffinityStore | None
     decisions: BatchDecisions
-    links: Mapping[str, RedisLink]
+    jobs: JobStore | None
+    links: dict[str, RedisLink]
+    fleet_traces: FleetTraces | None = None
+
+    @property
+    def fleet_reader(self) -> FleetReader | None:
+        """Who reads the fleet's traces; None where there are none."""
+        return None if self.fleet_traces is None else FleetReader(self.fleet_traces)
+
+    def gauges(self) -> dict[str, Callable[[], Mapping[str, int]]]:
+        """The figures of the links, and of the fleet's traces, by their names in the metrics."""
+        found: dict[str, Callable[[], Mapping[str, int]]] = {name: link.stats for name, link in self.links.items()}
+        if self.fleet_traces is not None:
+            found["fleet_traces"] = self.fleet_traces.stats
+        return found
 
     async def close(self) -> None:
         """Close the stores, then the links below them."""
         try:
-            for store in (self.cache, self.affinity, self.decisions):
+            if self.fleet_traces is not None:
+                await self.fleet_traces.stop()
+            for store in (self.cache, self.affinity, self.decisions, self.jobs):
                 if store is not None:
                     await store.close()
         finally:
@@ -88,7 +109,12 @@ def open_stores(settings: Settings) -> Stores:
             "jobs: whose a batch is stays in memory, as `traces` is off: after a restart nobody can reach those made "
             "before; set `jobs: sqlite:///FILE` or `redis://…`"
         )
-    return Stores(cache, affinity, open_decisions(settings, links), links)
+    decisions = open_decisions(settings, links)
+    jobs = open_jobs(settings, links)
+    traces = open_fleet_traces(settings, _Voice("the fleet's traces"))
+    if traces is not None:
+        links[LINK] = traces.link
+    return Stores(cache, affinity, decisions, jobs, links, traces)
 
 
 def open_decisions(settings: Settings, links: dict[str, RedisLink]) -> BatchDecisions:
@@ -100,10 +126,22 @@ def open_decisions(settings: Settings, links: dict[str, RedisLink]) -> BatchDeci
     if given is None or given.startswith("sqlite:"):
         return SqliteDecisions(decisions_file(settings))
     _check_jobs(given)
-    link = links["redis_jobs"] = RedisLink(
-        given, deadline_s=_JOBS_DEADLINE_S, give_up_s=2 * _JOBS_DEADLINE_S, observe=_Voice("decisions about batches")
-    )
+    voice = _Voice("deferred requests and decisions about batches")
+    link = RedisLink(given, deadline_s=_JOBS_DEADLINE_S, give_up_s=2 * _JOBS_DEADLINE_S, observe=voice)
+    links["redis_jobs"] = link
     return RedisDecisions(link)
+
+
+def open_jobs(settings: Settings, links: Mapping[str, RedisLink]) -> JobStore | None:
+    """Where deferred requests live; None where what is kept would not outlive the process. Raises SettingsError.
+
+    In Redis it shares the link of the decisions about batches.
+    """
+    link = links.get("redis_jobs")
+    if link is not None:
+        return RedisJobs(link)
+    path = decisions_file(settings)
+    return None if path is None else SqliteJobs(path)
 
 
 def check_stores(settings: Settings) -> None:

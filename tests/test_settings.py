@@ -96,6 +96,8 @@ BAD_VALUES = [
     ({"ROUTER_ADMIN_HOST": "0.0.0.0"}, "`admin_host` is `0.0.0.0` and `admin_token` is not set", "ROUTER_ADMIN_TOKEN"),
     ({"ROUTER_UPSTREAM_API_KEY": "sk-canary"}, "`upstream_api_key` is set and `keys` is not", "keys"),
     ({"ROUTER_KEYS": "keys.yaml"}, "`keys` is set and `upstream_api_key` is not", ""),
+    ({"ROUTER_WEBHOOK_HOSTS": "hooks.example"}, "`webhook_hosts` is set and `webhook_secret` is not", "WEBHOOK_SECRET"),
+    ({"ROUTER_WEBHOOK_HOSTS": "https://x"}, "`webhook_hosts` lists `https://x`, expected a host", "no scheme"),
     ({"ROUTER_ADMIN_TOKEN": "two\ncanary"}, "`admin_token`", ""),
     ({"ROUTER_ADMIN_TOKEN": ""}, "`admin_token`", ""),
 ]  # fmt: skip

@@ -4,7 +4,8 @@ Theory of operation. Redis is asked once per look-up, for a few hundredths of a 
 reads the entry and, where there is none, says who makes the upstream call: the first to ask takes the *lead* (a token
 that lapses within `LEASE_S` seconds unless it is renewed), every other process waits and asks again. So a process that
 dies holds nobody up, and of any number of identical requests one goes upstream. Writes wait for nobody: they go on
-behind the answer, and what Redis does not take is counted.
+behind the answer, and what Redis does not take is counted. Whatever of this was not done is also a line of the log at
+`debug`, with the key: so it can be told why a request that is cached went upstream once more.
 
 An entry is used only while this process knows of every purge (`fleet.Fleet`): the shared ones for `KNOWS_S` after it
 last heard of them, its own copies for `COPY_S`. Whatever is not exactly what was written is a miss, deleted, counted.
@@ -13,6 +14,7 @@ last heard of them, its own copies for `COPY_S`. Whatever is not exactly what wa
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -23,6 +25,7 @@ from router.cache.memory import MemoryCache
 from router.cache.shared import FINISH, LOOK_UP, handed_key, keys_of
 from router.redis_link import RedisLink, RedisUnavailable
 
+_log = logging.getLogger("router")
 PATIENCE_S = 0.025  # of one look-up; with as much for the conversation, a request waits 50 ms for Redis at most
 LEASE_S = 3.0
 HANDED_OVER_S = 5.0
@@ -75,6 +78,7 @@ class RedisCache:
         """See `CacheBackend`; takes `PATIENCE_S` at most."""
         if self._fleet.unheard_s() > KNOWS_S:
             self._unasked += 1
+            _say("cache_unasked", key, "not looked up", "what is purged is not known")
             return NOTHING
         max_bytes = min(max_bytes, _MOST_BODY_BYTES)
         last = min(max_bytes + _MARKS_ROOM, _MOST_SHARED_BYTES + _TOKEN_BYTES)
@@ -89,6 +93,7 @@ class RedisCache:
                 reply = [b"entry", await self._link.ask("GETRANGE", names[0], 0, last, within_s=PATIENCE_S)]
         except RedisUnavailable as exc:
             self._unanswered += 1
+            _say("cache_unanswered", key, "not looked up", exc.reason)
             if exc.is_reply and "WRONGTYPE" in exc.reason:
                 self._remove(key)
             elif is_claiming and not exc.is_reply:
@@ -111,13 +116,14 @@ class RedisCache:
             self._finish(key, lead or "")
             return is_here
         self._forget_lead(key, lead or "")
-        return self._write(self._share(key, key, entry, lead or "", ttl_ms), len(entry.body)) or is_here
+        share = self._share(key, key, entry, lead or "", ttl_ms)
+        return self._write(share, key, "an answer", len(entry.body)) or is_here
 
     def hand_over(self, key: str, entry: CacheEntry, lead: str) -> None:
         """Give an answer that is not to be kept to those who wait for it in other processes; ends the lead."""
         self._handed_over += 1
         self._forget_lead(key, lead)
-        self._write(self._share(key, handed_key(key), entry, lead), len(entry.body))
+        self._write(self._share(key, handed_key(key), entry, lead), key, "what is handed over", len(entry.body))
 
     def release(self, key: str, lead: str) -> None:
         """There is no answer to share; ends the lead, so that another process takes it."""
@@ -218,12 +224,12 @@ class RedisCache:
 
     def _remove(self, key: str) -> None:
         """Delete what is under our names for this key, whatever it is."""
-        self._write(self._asked("UNLINK", *keys_of(key)), 0)
+        self._write(self._asked("UNLINK", *keys_of(key)), key, "a deletion")
 
     def _finish(self, key: str, lead: str) -> None:
         """Begin to end a lead; where too much is being written already it lapses by itself."""
         self._forget_lead(key, lead)
-        self._write(self._end(key, lead, b"", 0, b""), 0)
+        self._write(self._end(key, lead, b"", 0, b""), key, "the end of a lead")
 
     def _forget_lead(self, key: str, lead: str) -> None:
         """It is renewed no more; that of another call with this key is."""
@@ -237,21 +243,29 @@ class RedisCache:
     async def _asked(self, *command: str) -> Any:
         return await self._link.ask(*command)
 
-    def _write(self, command: Coroutine[Any, Any, Any], size: int) -> bool:
+    def _write(self, command: Coroutine[Any, Any, Any], key: str, what: str, size: int = 0) -> bool:
         if len(self._writing) >= _MOST_WRITING or self._writing_bytes + size > _MOST_WRITING_BYTES:
             self._unwritten += 1
+            _say("cache_unwritten", key, f"{what} not written", "too much is being written")
             command.close()
             return False
         self._writing_bytes += size
-        task = asyncio.get_running_loop().create_task(self._written(command, size))
+        task = asyncio.get_running_loop().create_task(self._written(command, key, what, size))
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
         return True
 
-    async def _written(self, command: Coroutine[Any, Any, Any], size: int) -> None:
+    async def _written(self, command: Coroutine[Any, Any, Any], key: str, what: str, size: int) -> None:
         try:
             await command
-        except Exception:  # a sink: whatever keeps an answer from being shared takes it from nobody
+        except Exception as exc:  # a sink: whatever keeps an answer from being shared takes it from nobody
             self._unwritten += 1
+            reason = exc.reason if isinstance(exc, RedisUnavailable) else type(exc).__name__
+            _say("cache_unwritten", key, f"{what} not written", reason)
         finally:
             self._writing_bytes -= size
+
+
+def _say(event: str, key: str, what: str, reason: str) -> None:
+    """One line at `debug` about a key of the cache, a hash that says nothing of the request."""
+    _log.debug("cache: %s: %s: %s", key, what, reason, extra={"event": event})

@@ -104,6 +104,11 @@ async def _collected(work: Work, batch: str, members: Mapping[str, Member]) -> N
                     await _end(work, ending)
                     ending, size = [], 0
     for member in left.values():
+        if member.is_ended or member.is_canceled:
+            continue
+        if Meta.of(member.meta).answers_late:
+            late.append(member.id)
+            continue
         message = "the batch that held this request ended without a word about it"
         ending.append((member, error_answer("api_error", message, member.id, kit.now_s())))
     await _end(work, ending)

@@ -254,6 +254,7 @@ async def stage(
                 "policies": str(folder / "policies"),
                 "traces": f"sqlite:///{folder}/traces.db",
                 "policy_history": "off",
+                "fleet": "off",  # the folder alone counts; what is pushed has tests of its own
                 "max_lag_ms": 0,  # client and upstream are in this loop too, so that it is late through no load
                 **settings,
             }
