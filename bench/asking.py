@@ -23,15 +23,20 @@ class Answer:
     end: str
     trace: str = ""
     cost: str = ""
+    cache: str = ""
     body: bytes = b""
 
 
 @dataclass
 class Client:
-    """Asks one router; `ends` counts what came of it, `retried` what was asked again on a fresh connection."""
+    """Asks one router; `ends` counts what came of it, `retried` what was asked again on a fresh connection.
+
+    With `asks_again` off a kept connection that ends without a byte is an end like any other.
+    """
 
     url: str
     keeps: bool = True
+    asks_again: bool = True
     ends: Counter[str] = field(default_factory=Counter)
     retried: int = 0
     open: int = 0
@@ -68,7 +73,7 @@ class Client:
                 head = await reader.readuntil(b"\r\n\r\n")
             except (OSError, asyncio.IncompleteReadError) as error:
                 writer.close()
-                if is_kept and not getattr(error, "partial", b""):
+                if self.asks_again and is_kept and not getattr(error, "partial", b""):
                     self.retried += 1
                     continue
                 return Answer("broken")
@@ -82,7 +87,7 @@ class Client:
         first, *lines = head[:-4].decode("latin-1").split("\r\n")
         named = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         status = int(first.split(" ")[1])
-        answer = Answer("whole", named.get("x-router-trace", ""), named.get("x-router-cost-usd", ""))
+        answer = Answer("whole", *(named.get(f"x-router-{name}", "") for name in ("trace", "cost-usd", "cache")))
         parts = []
         try:
             if named.get("transfer-encoding") == "chunked":

@@ -99,8 +99,8 @@ def _listen(process: subprocess.Popen[str], hear: Callable[[str], None] | None) 
 
 
 @contextmanager
-def nginx(upstream: str, folder: Path) -> Iterator[Server | None]:
-    """A plain nginx before `upstream`; None where nginx is not installed."""
+def nginx(upstream: str, folder: Path, hear: Callable[[str], None] | None = None) -> Iterator[Server | None]:
+    """A plain nginx before `upstream`; None where nginx is not installed. `hear` is as for `started`."""
     program = shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
     if program is None:
         yield None
@@ -113,7 +113,7 @@ def nginx(upstream: str, folder: Path) -> Iterator[Server | None]:
         text = text.replace(f"@{name}@", value)
     (folder / "nginx.conf").write_text(text)
     command = [program, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
-    with started(command, SERVER_CORE, says="", cwd=folder) as (pid, _):
+    with started(command, SERVER_CORE, says="", cwd=folder, hear=hear) as (pid, _):
         url = f"http://127.0.0.1:{port}"
         wait_until_open(port)
         yield Server("nginx", url, pid)

