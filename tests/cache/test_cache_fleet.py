@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import time
@@ -457,6 +458,30 @@ async def test_a_full_redis_still_gives_answers(redis_server: RedisServer, join:
         await process.cache.purge()
     redis_server.say("CONFIG", "SET", "maxmemory", "0")
     assert (await process.cache.purge()).told == 2
+
+
+async def test_what_redis_did_not_do_is_said_at_debug(
+    redis_server: RedisServer, join: Join, caplog: pytest.LogCaptureFixture
+):
+    """With its reason and the key of the cache: so it can be told why an answer was paid for twice."""
+    caplog.set_level(logging.DEBUG, "router")
+    process = await join(redis_server.url)
+    process.cache.put(KEY, fresh(process))
+    await look(process, KEY)
+    await process.written()
+    assert caplog.messages == []
+    redis_server.say("CONFIG", "SET", "maxmemory", "1")
+    process.cache.put(KEY, fresh(process))
+    await process.written()
+    redis_server.kill()
+    await until(lambda: process.cache.stats()["beats_failed"] > 0)
+    await look(process, KEY)
+    process.clock.ahead_s = KNOWS_S + 0.1
+    await look(process, KEY)
+    lines = [message for message in caplog.messages if "not looked up" in message or "an answer" in message]
+    assert lines[0] == f"cache: {KEY}: an answer not written: an error reply"
+    assert lines[1].startswith(f"cache: {KEY}: not looked up: ")
+    assert lines[2] == f"cache: {KEY}: not looked up: what is purged is not known"
 
 
 async def test_a_purge_makes_room_in_a_full_redis(redis_server: RedisServer, join: Join):
