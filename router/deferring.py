@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from router.jobs.holder import holder_name
 from router.seams import JobStore, Upstream
-from router.serve.deferred import ROUTER, Deferral
-from router.serve.deferred_calls import BatchCalls
-from router.serve.deferred_keeper import Keeper
-from router.serve.deferred_kit import Kit, Pace
-from router.serve.deferred_now import RealTime
+from router.serve.deferred.calls import BatchCalls
+from router.serve.deferred.keeper import Keeper
+from router.serve.deferred.kit import Kit, Pace
+from router.serve.deferred.lane import ROUTER, Deferral
+from router.serve.deferred.now import RealTime
 from router.serve.headers import Credential
 from router.serve.parts import Parts
 from router.serve.passthrough import Passthrough

@@ -13,7 +13,7 @@ from router.errors import JobsUnavailable
 from router.serve.ask import Asker
 from router.serve.cached import CachedLine
 from router.serve.conversation import recall
-from router.serve.deferred import Deferral
+from router.serve.deferred.lane import Deferral
 from router.serve.exchange import Exchange
 from router.serve.headers import Credential, first, router_headers, usd
 from router.serve.ledger import book

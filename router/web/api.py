@@ -22,7 +22,7 @@ from router.errors import (
 )
 from router.serve.admission import Admission, Ticket
 from router.serve.batches import Batches
-from router.serve.deferred import Deferral
+from router.serve.deferred.lane import Deferral
 from router.serve.exchange import ClientWatch, Exchange, Incoming, Stopwatch
 from router.serve.headers import Credential, RawHeaders, credential_of, first, router_headers
 from router.serve.parts import Outgoing

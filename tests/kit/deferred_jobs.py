@@ -7,15 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from kit.stage import KEY, WAIT_S, Reply, Stage, always
 
 import router.deferring
-from router.serve.deferred_keeper import Keeper
-from router.serve.deferred_kit import Pace
+from kit.stage import KEY, WAIT_S, Reply, Stage, always
+from router.serve.deferred.keeper import Keeper
+from router.serve.deferred.kit import Pace
 
 LANE = (b"prefer", b"respond-async")
 SOON = always("deferred: {max_wait: 10ms}")
 LATE = always("deferred: {max_wait: 10ms, real_time_after: 200ms}")
+SENT_AND_LATE = always("deferred: {max_wait: 10ms, real_time_after: 600ms}")  # time enough to be sent before
 _PACE = Pace(look=0.05, lease=5.0, polls=(0.02, 0.1), create=0.6, quiet=0.8, again=(0.02, 0.1), breath=0.0)
 
 

@@ -22,9 +22,9 @@ from kit.redis_server import RedisServer
 from kit.stage import KEY, WAIT_S, Reply, Stage, always, stage, until
 
 import router.deferring
-from router.serve.deferred import LONGEST_WAIT_S
-from router.serve.deferred_kit import COUNTS, Pace
-from router.serve.deferred_work import _BATCH_BYTES
+from router.serve.deferred.kit import COUNTS, Pace
+from router.serve.deferred.lane import LONGEST_WAIT_S
+from router.serve.deferred.work import _BATCH_BYTES
 from router.simulator.server import served
 from router.trace.record import TraceQuery
 from router.trace.sqlite import SqliteTraceReader

@@ -21,8 +21,8 @@ from kit.stage import KEY, WAIT_S, Reply, Stage, always, message, request_body, 
 
 import router.deferring
 from router.jobs.deferred import Requested
-from router.serve.deferred_kit import Pace
-from router.serve.deferred_words import Joined, Said
+from router.serve.deferred.kit import Pace
+from router.serve.deferred.words import Joined, Said
 from router.simulator.server import served
 from router.simulator.settings import SimulatorSettings
 from router.trace.record import TraceQuery

@@ -16,8 +16,8 @@ from kit.batch_upstream import BatchUpstream
 from kit.stage import KEY, WAIT_S, Reply, Stage, always, stage, until
 
 import router.deferring
-from router.serve.deferred_kit import Pace
-from router.serve.deferred_settle import settled
+from router.serve.deferred.kit import Pace
+from router.serve.deferred.settle import settled
 from router.trace.record import TraceQuery
 from router.trace.sqlite import SqliteTraceReader
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from kit.batch_upstream import PATH, BatchUpstream
-from kit.deferred_jobs import LATE, SOON, accepted, answered, keeper, name_of, said, set_pace
+from kit.deferred_jobs import SENT_AND_LATE, SOON, accepted, answered, keeper, name_of, said, set_pace
 from kit.stage import KEY, always, message, request_body, stage, until
 
 pytestmark = pytest.mark.anyio
@@ -147,11 +147,12 @@ async def test_an_upstream_that_does_not_say_how_a_batch_fares_holds_up_no_answe
 ) -> None:
     up = BatchUpstream(ends_at_once=True)
     up.creations, up.refuses = [creation], {what: status}
-    async with stage(up.behave, policy=LATE) as s:
-        reply = await answered(s, await accepted(s))
+    async with stage(up.behave, policy=SENT_AND_LATE) as s:
+        path = await accepted(s)
+        await until(lambda: up.refused > 0)
+        reply = await answered(s, path)
         assert (reply.status, said(reply)) == (200, "at once")
         assert len(up.plain) == 1
-        assert up.refused > 0
 
 
 async def test_some_looks_that_find_no_such_batch_end_no_job() -> None:
@@ -200,48 +201,44 @@ ODD_LINES = {
 }
 
 
-@pytest.mark.parametrize("line", ODD_LINES.values(), ids=list(ODD_LINES))
-async def test_an_odd_line_of_the_results_is_the_trouble_of_its_job_alone(line: bytes) -> None:
+async def test_an_odd_line_of_the_results_is_the_trouble_of_its_job_alone() -> None:
     up = BatchUpstream()
+    async with stage(up.behave, policy=always(f"deferred: {{max_wait: 1h, max_items: {len(ODD_LINES) + 2}}}")) as s:
+        paths = [await accepted(s, "first"), *[await accepted(s, odd) for odd in ODD_LINES], await accepted(s, "last")]
+        await until(lambda: len(up.batches) == 1)
+        batch = up.batches[0]
+        batch.end()
+        for number, (path, line) in enumerate(zip(paths[1:-1], ODD_LINES.values(), strict=True), 1):
+            batch.lines[number] = line.replace(b"%b", name_of(path).encode())
+        replies = {odd: await answered(s, path) for odd, path in zip(ODD_LINES, paths[1:-1], strict=True)}
+        assert {odd: said(reply) for odd, reply in replies.items()} == dict.fromkeys(ODD_LINES, "api_error")
+        assert {reply.status for reply in replies.values()} == {500}
+        for path in (paths[0], paths[-1]):
+            assert said(await answered(s, path)) == f"for {name_of(path)}"
+        assert keeper(s).counts["failures"] == 0
+
+
+async def test_a_message_whose_usage_is_odd_is_given_to_its_client_as_it_came() -> None:
+    up = BatchUpstream()
+    usages = [b"[1]", b'{"input_tokens":-5,"output_tokens":1.5,"x":[]}', b'{"input_tokens":99999999999999999999999}']
+    odd = [b'{"id":5,"model":7,"stop_reason":{},"usage":' + usage + b"}" for usage in usages]
     async with stage(up.behave, policy=TOGETHER) as s:
-        paths = [await accepted(s, f"ticket {number}") for number in range(3)]
+        paths = [await accepted(s) for _ in odd]
         await until(lambda: len(up.batches) == 1)
-        up.batches[0].end()
-        up.batches[0].lines[1] = line.replace(b"%b", list(up.batches[0].items)[1].encode())
-        replies = [await answered(s, path) for path in paths]
-        assert [(reply.status, said(reply)) for reply in replies] == [
-            (200, f"for {name_of(paths[0])}"),
-            (500, "api_error"),
-            (200, f"for {name_of(paths[2])}"),
-        ]
+        results = [b'{"type":"succeeded","message":' + text + b"}" for text in odd]
+        up.batches[0].end(dict(zip(map(name_of, paths), results, strict=True)))
+        for path, text in zip(paths, odd, strict=True):
+            reply = await answered(s, path)
+            assert (reply.status, reply.body) == (200, text)
         assert keeper(s).counts["failures"] == 0
 
 
-@pytest.mark.parametrize(
-    "usage", [b"[1]", b'{"input_tokens":-5,"output_tokens":1.5,"x":[]}', b'{"input_tokens":99999999999999999999999}']
-)
-async def test_a_message_whose_usage_is_odd_is_given_to_its_client_as_it_came(usage: bytes) -> None:
-    up = BatchUpstream()
-    async with stage(up.behave, policy=SOON) as s:
-        path = await accepted(s)
-        await until(lambda: len(up.batches) == 1)
-        odd = b'{"id":5,"model":7,"stop_reason":{},"usage":' + usage + b"}"
-        up.batches[0].end(dict.fromkeys(up.batches[0].items, b'{"type":"succeeded","message":' + odd + b"}"))
-        reply = await answered(s, path)
-        assert (reply.status, reply.body) == (200, odd)
-        assert keeper(s).counts["failures"] == 0
-
-
-@pytest.mark.parametrize("line", [_NAMED + b"null}", b"<html>"], ids=["no result", "not a line"])
-async def test_a_job_that_its_batch_says_nothing_readable_about_is_answered_in_real_time_where_it_may_be(
-    line: bytes,
-) -> None:
+async def test_a_job_whose_result_cannot_be_read_is_answered_in_real_time_where_it_may_be() -> None:
     up = BatchUpstream()
     async with stage(up.behave, policy=PATIENT) as s:
         path = await accepted(s)
         await until(lambda: len(up.batches) == 1)
-        up.batches[0].end()
-        up.batches[0].lines[0] = line.replace(b"%b", name_of(path).encode())
+        up.batches[0].end(dict.fromkeys(up.batches[0].items, b"null"))
         assert said(await answered(s, path)) == "at once"
         assert len(up.plain) == 1
 
@@ -289,7 +286,7 @@ async def test_answers_of_a_batch_and_in_real_time_meet_and_the_first_one_stays(
     up = BatchUpstream()
     up.may_answer.clear()
     up.plain_answer = up.plain_answer.replace(b"at once", b"by hand")
-    async with stage(up.behave, policy=LATE) as s:
+    async with stage(up.behave, policy=SENT_AND_LATE) as s:
         path = await accepted(s)
         await until(lambda: len(up.plain) == 1)
         up.batches[0].end()

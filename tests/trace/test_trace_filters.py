@@ -80,7 +80,7 @@ def test_a_bad_filter_is_refused_by_name(name: str, value: str, reason: str) -> 
 
 
 def test_page_documents_and_command_line_know_the_same_filters() -> None:
-    """`before` and `limit` are of the pages of a list; `since` has a control of its own on the page."""
+    """`before` and `limit` are of the pages of a list, `since` has a control of its own, `fleet` says whose list."""
     with pytest.raises(BadFilter) as caught:
         read_query({"": "x"}, NOW_NS)
     known = set(re.findall(r"`(\w+)`", caught.value.message.partition("expected")[2])) - {"before", "limit"}
@@ -90,7 +90,7 @@ def test_page_documents_and_command_line_know_the_same_filters() -> None:
     assert set(re.findall(r"`(\w+)`", "".join(rows))) == known
     page = (root / "router/web/static/address.js").read_text().partition("FILTERS = [")[2].partition("]")[0]
     assert set(re.findall(r'"(\w+)"', page)) == known - {"since"}
-    assert {option.name for option in ls.params} - {"url", "limit", "is_json"} == known
+    assert {option.name for option in ls.params} - {"url", "limit", "is_json", "fleet"} == known
 
 
 def test_the_near_name_is_suggested() -> None:

@@ -3,7 +3,7 @@
 Theory of operation. What is done is written down before it is done. A *submission* is in the store, with the jobs it
 takes, before the batch is asked for; the batch's id is added when the upstream's answer comes. So after a crash, or a
 lost answer, a submission without a batch means: nobody knows. Then nothing is sent again until the upstream's list says
-what became of it (`serve/deferred_settle.py`).
+what became of it (`serve/deferred/settle.py`).
 
 One process works for an owner at a time: the one that holds the owner's lease. It renews it with each turn; one that
 loses it lets everything lie, and the next one goes on from what is in the store. Everything it does may be done twice
@@ -20,12 +20,12 @@ from contextlib import suppress
 
 from router.errors import JobsUnavailable, RouterError
 from router.jobs.deferred import JobAnswer, Requested, Submission, Waiting
-from router.serve.deferred_calls import Made, Refused, Unknown
-from router.serve.deferred_kit import Kit
-from router.serve.deferred_late import answered_late
-from router.serve.deferred_results import followed
-from router.serve.deferred_settle import settled
-from router.serve.deferred_words import Joined, Meta, Said
+from router.serve.deferred.calls import Made, Refused, Unknown
+from router.serve.deferred.kit import Kit
+from router.serve.deferred.late import answered_late
+from router.serve.deferred.results import followed
+from router.serve.deferred.settle import settled
+from router.serve.deferred.words import Joined, Meta, Said
 from router.serve.headers import Credential
 
 _MOST_WAITING = 20_000  # jobs looked at in one turn
@@ -297,7 +297,9 @@ class OwnerWork:
         if number == 0:
             _log.warning("deferred: %s; it is tried again", error.message)
         wait_s = min(most_s, first_s * 2.0 ** min(number, 10)) * (0.5 + self.kit.jitter())
-        await asyncio.sleep(wait_s if until_s is None else max(0.001, min(wait_s, until_s - self.kit.now_s())))
+        if until_s is not None:  # which may be long past: that must make no rush of it
+            wait_s = min(wait_s, max(first_s / 2, until_s - self.kit.now_s()))
+        await asyncio.sleep(wait_s)
 
     async def _drop(self, *, everything: bool = False) -> None:
         """Let go of what follows batches; with `everything` also of what is being made."""

@@ -1,7 +1,7 @@
 """A job whose batch is late, answered in real time.
 
 An answer that was paid for is never thrown away: once it is there, it is written down until that is done, and nothing
-is asked again. Each attempt is a request with a trace of its own (`serve/deferred_now.py`).
+is asked again. Each attempt is a request with a trace of its own (`serve/deferred/now.py`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from router.errors import JobsUnavailable, RouterError
 from router.jobs.deferred import JobAnswer, Member
-from router.serve.deferred_kit import Work
-from router.serve.deferred_words import Meta, Said
+from router.serve.deferred.kit import Work
+from router.serve.deferred.words import Meta, Said
 
 _MOST_TRIES = 10
 

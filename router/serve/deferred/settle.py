@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 
 from router.errors import JobsUnavailable, RouterError
 from router.jobs.deferred import Submission
-from router.serve.deferred_kit import Work
-from router.serve.deferred_late import begin_late
+from router.serve.deferred.kit import Work
+from router.serve.deferred.late import begin_late
 
 _SKEW_S = 2 * 3_600.0  # F82 names one hour
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from router.errors import JobsUnavailable, MissingCredential, RouterError, UpstreamUnreachable
 from router.jobs.deferred import JobAnswer, Member, Submission
-from router.serve.deferred_kit import Work
-from router.serve.deferred_late import all_late, begin_late
-from router.serve.deferred_money import booked, kept, note_of
-from router.serve.deferred_words import Meta, Note, error_answer, status_of
+from router.serve.deferred.kit import Work
+from router.serve.deferred.late import all_late, begin_late
+from router.serve.deferred.money import booked, kept, note_of
+from router.serve.deferred.words import Meta, Note, error_answer, status_of
 from router.wire.jsonl import read_line
 from router.wire.messages import object_spans
 
@@ -104,11 +104,6 @@ async def _collected(work: Work, batch: str, members: Mapping[str, Member]) -> N
                     await _end(work, ending)
                     ending, size = [], 0
     for member in left.values():
-        if member.is_ended or member.is_canceled:
-            continue
-        if Meta.of(member.meta).answers_late:
-            late.append(member.id)
-            continue
         message = "the batch that held this request ended without a word about it"
         ending.append((member, error_answer("api_error", message, member.id, kit.now_s())))
     await _end(work, ending)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from router.errors import RouterError, UpstreamBroken
 from router.jobs.deferred import JobAnswer
-from router.serve.deferred_words import Meta, Note, Said
+from router.serve.deferred.words import Meta, Note, Said
 from router.serve.exchange import ClientWatch, Exchange, Incoming, Stopwatch
 from router.serve.headers import Credential, usd
 from router.serve.parts import Parts

@@ -1,7 +1,7 @@
 """`Prefer: respond-async` on `POST /v1/messages`: accepted with 202, answered later at half the price (RFC 7240).
 
 A request whose client can wait becomes a job. It is in the store before its client hears of it; from then on the keeper
-(`serve/deferred_keeper.py`) sees to it that it ends, exactly once. Its client asks at the address in `Location`: 202
+(`serve/deferred/keeper.py`) sees to it that it ends, exactly once. Its client asks at the address in `Location`: 202
 until it has ended, then exactly the Message, or the error, that the API gave.
 
 A preference is no command: where it cannot be honoured (a stream, what batches do not take, a rule with `deferred:
@@ -22,8 +22,8 @@ from router.catalog.lookup import Catalog
 from router.errors import InvalidRequest, JobsUnavailable, UnknownTarget, WrongMethod
 from router.jobs.deferred import JOB_ID, PREFIX, Job, JobView
 from router.seams import CacheBackend, JobStore
-from router.serve.deferred_keeper import Keeper
-from router.serve.deferred_words import PATH, Meta, Note, Said, deleted_body, group_of, item_size, pending_body
+from router.serve.deferred.keeper import Keeper
+from router.serve.deferred.words import PATH, Meta, Note, Said, deleted_body, group_of, item_size, pending_body
 from router.serve.exchange import Exchange
 from router.serve.headers import RawHeaders, first, header_value, router_headers, upstream_headers, usd
 from router.serve.parts import Outgoing

@@ -1,6 +1,6 @@
 """Sees to it that accepted jobs end: one keeper in each process, one piece of work for each owner.
 
-The work of an owner (`serve/deferred_work.py`) needs the owner's credential. Where the router holds the key, that is
+The work of an owner (`serve/deferred/work.py`) needs the owner's credential. Where the router holds the key, that is
 there from the start. Where clients bring their own it is never written down: it is in memory from the acceptance of a
 job until all jobs of the owner have ended. A process that began anew has it again as soon as the client asks for its
 job, and goes on from what is in the store.
@@ -14,13 +14,14 @@ from collections.abc import Mapping
 
 from router.errors import ClientGone, JobsUnavailable
 from router.jobs.deferred import JobView
-from router.serve.deferred_kit import COUNTS, Kit
-from router.serve.deferred_work import OwnerWork
+from router.serve.deferred.kit import COUNTS, Kit
+from router.serve.deferred.work import OwnerWork
 from router.serve.exchange import Exchange
 from router.serve.headers import Credential
 
 MOST_HELD = 1_000  # connections; `wait` is a preference, and more would crowd out others
-_MOST_TRIES = 100
+_MOST_WITHDRAWN = 10_000  # jobs of which it is not known whether they are there
+_WITHDRAWN_AT_ONCE = 100
 _CLOSE_S = 5.0  # for batches that are being made, at a stop
 _LOOK_S = (0.25, 2.0)  # at the store, while a connection is held for a job that another process works on
 _log = logging.getLogger("router")
@@ -34,7 +35,8 @@ class Keeper:
         self._works: dict[str, OwnerWork] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}  # by job
-        self._withdrawing: set[asyncio.Task[None]] = set()
+        self._withdrawn: dict[str, tuple[str, str]] = {}  # owner and tenant, by job
+        self._withdrawing: asyncio.Task[None] | None = None
         self._held = 0
         self._is_draining = False
         self.counts = dict.fromkeys(COUNTS, 0)
@@ -55,20 +57,10 @@ class Keeper:
 
     def withdraw(self, owner: str, job_id: str, tenant: str) -> None:
         """Cancel a job whose client was told that it was not accepted, as soon as the store can say that it is gone."""
-
-        async def withdraw() -> None:
-            pace = self._kit.pace
-            for number in range(_MOST_TRIES):
-                try:
-                    await self._kit.store.cancel(owner, job_id, tenant)
-                except JobsUnavailable:
-                    await asyncio.sleep(min(pace.again[1], pace.again[0] * 2.0 ** min(number, 10)))
-                else:
-                    return
-
-        task = asyncio.get_running_loop().create_task(withdraw())
-        self._withdrawing.add(task)
-        task.add_done_callback(self._withdrawing.discard)
+        if len(self._withdrawn) < _MOST_WITHDRAWN:
+            self._withdrawn[job_id] = owner, tenant
+        if self._withdrawing is None or self._withdrawing.done():
+            self._withdrawing = asyncio.get_running_loop().create_task(self._withdraw())
 
     def canceled(self, owner: str, job_id: str) -> None:
         """A job was canceled: whoever holds a connection for it hears of that, and its batch may have become vain."""
@@ -118,7 +110,7 @@ class Keeper:
         """End the work: batches that are being made are waited for a moment, all else is in the store."""
         self.drain()
         await asyncio.gather(*(work.close(_CLOSE_S) for work in list(self._works.values())), return_exceptions=True)
-        tasks = [*self._tasks.values(), *self._withdrawing]
+        tasks = [*self._tasks.values(), *(() if self._withdrawing is None else (self._withdrawing,))]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -143,6 +135,20 @@ class Keeper:
             self._kit.report("", error)
         if work.is_woken and not self._is_draining:
             self.accepted(owner, work.credential)
+
+    async def _withdraw(self) -> None:
+        """Some at a time, however many there are: the store may be in trouble."""
+        store = self._kit.store
+        while some := list(self._withdrawn.items())[:_WITHDRAWN_AT_ONCE]:
+            asked = (store.cancel(owner, job_id, tenant) for job_id, (owner, tenant) in some)
+            outcomes = await asyncio.gather(*asked, return_exceptions=True)
+            for (job_id, _), outcome in zip(some, outcomes, strict=True):
+                if not isinstance(outcome, JobsUnavailable):
+                    del self._withdrawn[job_id]
+                    if isinstance(outcome, BaseException):
+                        self._kit.report("", outcome)
+            if any(isinstance(outcome, JobsUnavailable) for outcome in outcomes):
+                await asyncio.sleep(self._kit.pace.look)
 
     async def _until(self, exchange: Exchange, ended: asyncio.Future[None], wait_s: float) -> None:
         """Wait, and book it as waiting; ends at once when the client leaves or the server stops."""

@@ -17,7 +17,7 @@ from router.jobs.decision import ItemDecision, Keeping
 from router.seams import CacheBackend
 from router.serve.batch_cached import keep_answer
 from router.serve.batch_results import item_id
-from router.serve.deferred_words import Meta, Note
+from router.serve.deferred.words import Meta, Note
 from router.serve.ledger import book
 from router.trace.record import BATCH_ITEM, Trace
 from router.usage import UsageMeter

@@ -11,8 +11,8 @@ from router.catalog.lookup import Catalog
 from router.errors import RouterError
 from router.jobs.deferred import JobAnswer
 from router.seams import BatchDecisions, CacheBackend, ItemSink, JobStore
-from router.serve.deferred_calls import BatchCalls
-from router.serve.deferred_words import Meta, Said
+from router.serve.deferred.calls import BatchCalls
+from router.serve.deferred.words import Meta, Said
 from router.serve.headers import Credential
 from router.serve.webhook import Webhooks
 
@@ -70,7 +70,7 @@ class Kit:
 
 
 class Work(Protocol):
-    """The work for one owner, as its parts know it; see `serve.deferred_work.OwnerWork`."""
+    """The work for one owner, as its parts know it; see `serve.deferred.work.OwnerWork`."""
 
     owner: str
     credential: Credential
