@@ -94,12 +94,19 @@ class Fleet:
         return {"purges": len(self._purges), "beats_failed": self._beats_failed, "foreign": self._foreign}
 
     async def start(self) -> None:
-        """The first beat (no longer than the link's deadline), then one each `BEAT_S`."""
+        """The first beat, then one each `BEAT_S`.
+
+        Until one went well no answer is shared. So where the first was too slow, for the connection had yet to be made,
+        there is another one at once; not where Redis is away. Each step ends with the link's deadline.
+        """
         self._is_member = True
-        try:
-            await self._beat()
-        except Exception:  # as below: a router starts whatever Redis says
-            self._beats_failed += 1
+        for _ in range(2):
+            try:
+                await self._beat()
+            except Exception:  # as below: a router starts whatever Redis says
+                self._beats_failed += 1
+            if self._beats or not self._link.is_up:
+                break
         self._beating = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:

@@ -550,6 +550,23 @@ async def test_who_missed_a_purge_learns_it_before_it_uses_anything(
     assert await found(sleeper) is None
 
 
+async def test_a_first_beat_that_was_too_slow_is_made_up_for_before_the_start_is_over(
+    redis_server: RedisServer, join: Join
+):
+    """A busy machine: the first connection takes too long. The first request after the start finds what is shared."""
+    kept = await join(redis_server.url)
+    kept.cache.put(KEY, fresh(kept))
+    await kept.written()
+    process = await join(redis_server.url, starts=False, deadline_s=0.5)
+    redis_server.freeze()
+    starting = asyncio.create_task(process.cache.start())
+    await until(lambda: process.cache.stats()["beats_failed"] > 0)
+    redis_server.thaw()
+    await starting
+    assert (await look(process)).entry
+    assert process.cache.stats()["unasked"] == 0
+
+
 async def test_redis_may_come_later(idle_redis_server: RedisServer, join: Join):
     """Not there at the start: every look-up is a miss at once, nothing is raised; then it is shared."""
     process = await join(idle_redis_server.url)
