@@ -114,24 +114,19 @@ def policy_history(settings: Settings) -> PolicyHistory | None:
 
 
 def fleet_url(settings: Settings) -> str | None:
-    """The Redis of `fleet`; unset, that of `cache`, else of `jobs`, else of `affinity`. None: no fleet.
+    """The Redis of `fleet`; None: no fleet. Raises SettingsError.
 
-    Raises SettingsError.
+    It is never another setting's: whoever may write there may route, which nobody has asked for who names a cache.
     """
-    if settings.fleet == "off":
+    if settings.fleet is None or settings.fleet == "off":
         return None
-    if settings.fleet is not None:
-        if "redis" not in settings.fleet.partition(":")[0]:
-            raise SettingsError(
-                f"`fleet` is `{without_password(settings.fleet)}`",
-                hint="expected `off`, or `redis://…`, `rediss://…`, `redis+sentinel://…`, `redis+cluster://…`",
-            )
-        check_redis_url(settings.fleet)
-        return settings.fleet
-    for given in (settings.cache, settings.jobs, settings.affinity):
-        if given is not None and "redis" in given.partition(":")[0]:
-            return given.partition("?")[0]
-    return None
+    if "redis" not in settings.fleet.partition(":")[0]:
+        raise SettingsError(
+            f"`fleet` is `{without_password(settings.fleet)}`",
+            hint="expected `off`, or `redis://…`, `rediss://…`, `redis+sentinel://…`, `redis+cluster://…`",
+        )
+    check_redis_url(settings.fleet)
+    return settings.fleet
 
 
 def _say(is_taken: bool, what: str) -> None:

@@ -133,8 +133,8 @@ SETTINGS: Mapping[str, str] = {
         "`NAME-jobs.db` beside the file of `traces`"
     ),
     "fleet": (
-        "where policies are pushed to all replicas at once: `redis://…` as for `affinity`, or `off`; unset: the Redis "
-        "of `cache`, else of `jobs`, else of `affinity`"
+        "where policies are pushed to all replicas at once, and recent traces are shared: `redis://…` as for "
+        "`affinity`; unset or `off`: nowhere. Whoever may write there may route"
     ),
     "fleet_traces": "whether recent traces go to the Redis of the fleet, for the page of any replica: `on` or `off`",
     "webhook_hosts": (

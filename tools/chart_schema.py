@@ -49,6 +49,8 @@ NAME = text(pattern=_NAME)
 LINE = text(**{"not": {"pattern": "[^!-~]"}})
 KEY = text(pattern=r"^[A-Za-z0-9._-]+$")
 FLAG = {"type": "boolean"}
+# No `USER:PASSWORD@`: that URL would stand in the pod's specification. With `not`, so that it is not printed.
+REDIS_URL = text(pattern=r"^(rediss?(\+sentinel|\+cluster)?://[^\s?]+|.*@.*)?$", **{"not": {"pattern": "@"}})
 STRINGS = {"type": "object", "additionalProperties": {"type": "string"}}
 NAMES = {"type": "array", "items": text(minLength=1)}
 KUBERNETES = {"type": "object", "additionalProperties": True}
@@ -108,8 +110,7 @@ TYPES: dict[str, dict[str, Any]] = {
         "patternProperties": {r"^[A-Za-z0-9][A-Za-z0-9_-]*\.yaml$": {"type": "string"}},
         "additionalProperties": False,
     },
-    # No `USER:PASSWORD@`: that URL would stand in the pod's specification. With `not`, so that it is not printed.
-    "redis.url": text(pattern=r"^(rediss?(\+sentinel|\+cluster)?://[^\s?]+|.*@.*)?$", **{"not": {"pattern": "@"}}),
+    "redis.url": REDIS_URL,
     "redis.existingSecret": NAME,
     "redis.existingSecretKey": KEY,
     "redis.nearMb": number(1, 65536),
@@ -117,6 +118,9 @@ TYPES: dict[str, dict[str, Any]] = {
     "redis.affinity": FLAG,
     "redis.jobs": FLAG,
     "redis.fleet": FLAG,
+    "jobsRedis.url": REDIS_URL,
+    "jobsRedis.existingSecret": NAME,
+    "jobsRedis.existingSecretKey": KEY,
     "bundledRedis.enabled": FLAG,
     "bundledRedis.image": text(minLength=1),
     "bundledRedis.maxMb": number(16, 65536),

@@ -19,8 +19,8 @@ NAMES = ("sitecustomize", "usercustomize")
 def start_hooks(prefix: Path) -> list[Path]:
     """Files below `prefix` that Python would run, or may run, at every start; sorted."""
     found = set(prefix.rglob("*.pth"))
-    for name in NAMES:
-        found |= {path for path in prefix.rglob(f"{name}*") if path.suffix in (".py", ".so", ".pyd") or path.is_dir()}
+    for name in NAMES:  # in whatever form it may be imported: source, compiled without it, an extension, a folder
+        found |= {path for path in prefix.rglob(f"{name}*") if path.name.partition(".")[0] == name}
     return sorted(found)
 
 

@@ -84,8 +84,12 @@ def audit(out: Path) -> int:
     if not done.stdout.strip():
         why = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise NoAnswer(f"the data about vulnerabilities cannot be had here: {why[:300]}")
+    try:
+        report = json.loads(done.stdout)
+    except ValueError as exc:
+        raise NoAnswer(f"what pip-audit said cannot be read (it ended with {done.returncode})") from exc
     out.write_text(done.stdout, encoding="utf-8")
-    return judge_audit(json.loads(done.stdout))
+    return judge_audit(report)
 
 
 def judge_audit(report: dict[str, Any]) -> int:
@@ -128,9 +132,12 @@ def run(arguments: list[str]) -> str:
 
 def started(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """A finished `python ARGUMENTS`."""
-    return subprocess.run(  # noqa: S603 - our own Python, with arguments of this file
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=_LIMIT_S, check=False
-    )
+    try:
+        return subprocess.run(  # noqa: S603 - our own Python, with arguments of this file
+            [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=_LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise NoAnswer(f"`python {' '.join(arguments[:3])} …` took over {_LIMIT_S} s") from exc
 
 
 if __name__ == "__main__":

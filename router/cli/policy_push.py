@@ -166,6 +166,8 @@ def _wanted(versions: Sequence[Version], now: int, number: int | None) -> Versio
     in_force = next((version for version in versions if version.number == now), None)
     if in_force is None:
         raise PolicyError("nothing is pushed, so there is nothing to go back from", hint=listed)
+    if in_force.is_folder and in_force.how == "rollback":
+        raise PolicyError("the folder of each process serves: there is nothing before it", hint=listed)
     before = in_force.of if in_force.how == "rollback" and in_force.of else in_force.number
     earlier = [version for version in versions if version.number < before]
     if not earlier and before > 1:
@@ -176,9 +178,10 @@ def _wanted(versions: Sequence[Version], now: int, number: int | None) -> Versio
 def _put(settings: Settings, put: Callable[[PushStore], Awaitable[Version]], *, as_json: bool) -> None:
     """Put a version in force, wait for the processes, print a row for each; exit code 1 unless all took it."""
 
-    async def run(store: PushStore) -> tuple[Version, list[Row], float]:
+    async def run(store: PushStore) -> tuple[Version, list[Row], float, bool]:
         from router.policy.push_store import Overtaken
 
+        served = {each.name: each.revision for each in await store.processes()}
         began_s = time.monotonic()
         try:
             version = await put(store)
@@ -188,10 +191,15 @@ def _put(settings: Settings, put: Callable[[PushStore], Awaitable[Version]], *, 
                 hint="look at `router policy pushed`, then repeat",
             ) from exc
         rows = await store.acknowledged(version, _WAIT_S)
-        return version, rows, time.monotonic() - began_s
+        is_same = bool(rows) and all(served.get(row.standing.name) == row.standing.revision for row in rows)
+        return version, rows, time.monotonic() - began_s, is_same and version.is_folder
 
-    version, rows, took_s = _asked(settings, run)
-    is_everywhere = all(row.state == "taken" for row in rows) and (bool(rows) or version.is_sticky or version.is_folder)
+    version, rows, took_s, is_vain = _asked(settings, run)
+    is_everywhere = (
+        not is_vain
+        and all(row.state == "taken" for row in rows)
+        and (bool(rows) or version.is_sticky or version.is_folder)
+    )
     if as_json:
         document = {
             **version.shown(),
@@ -207,7 +215,9 @@ def _put(settings: Settings, put: Callable[[PushStore], Awaitable[Version]], *, 
         print_table([_plain([row.state, row.standing.name, row.reason]) for row in rows], right=[])
         taken = sum(row.state == "taken" for row in rows)
         click.echo(f"in force in {taken} of {len(rows)} processes after {took_s:.2f} s")
-        if not rows:
+        if is_vain:
+            click.echo("nothing has changed: the folders hold what was served. Change the folder, or push", err=True)
+        elif not rows:
             click.echo("no process was heard of: is this the Redis that your routers use?", err=True)
         elif not version.is_folder:
             click.echo("undo: router policy rollback")
@@ -225,7 +235,7 @@ def _asked(settings: Settings, ask: Callable[[PushStore], Awaitable[_Answer]]) -
     if url is None:
         raise SettingsError(
             "no Redis is named for pushed policies",
-            hint="`--fleet redis://…`, or the settings `fleet`, `cache`, `jobs` or `affinity` of your routers",
+            hint="`--fleet redis://…`, or the setting `fleet` of your routers",
         )
 
     async def run() -> _Answer:

@@ -67,6 +67,7 @@ class PushFollower:
         self._heard_s = float("-inf")
         self._alive = self._others = 0
         self._taken = self._refused = self._failures = 0
+        self._is_refused = False  # Redis answered that it does not do as we ask; said once
 
     async def start(self) -> None:
         """The first look, before this process serves: a sticky version may be in force. Raises nothing."""
@@ -153,8 +154,13 @@ class PushFollower:
     async def _tried(self, step: Any) -> None:
         try:
             await step
-        except RedisUnavailable:
+        except RedisUnavailable as error:
             self._failures += 1
+            if error.is_reply and not self._is_refused:  # it is up, and does not let us: a user without a command
+                self._is_refused = True
+                self._say(
+                    False, f"Redis refuses what pushed policies need: {error.reason}; docs/operations.md has the ACL"
+                )
         except Exception as error:  # whatever the store holds, the next look may go well, and what serves goes on
             self._failures += 1
             self._say(False, f"{type(error).__name__} while following pushed policies: this is a bug of the router")
@@ -205,7 +211,8 @@ class PushFollower:
         self._state, self._answered, self._answered_ms = "checking", version.number, version.at_ms
         self._news.set()
         try:
-            await self._policies.take_pushed(files, version.number, self._compile_pushed(version.number))
+            compile_pushed = self._compile_pushed(version.number)
+            await self._policies.take_pushed(files, version.number, compile_pushed, frozenset(version.over))
         except PolicyError as error:
             self._refuse(version.number, version.at_ms, error.message)
             return

@@ -185,11 +185,17 @@ class PushStore:
         """Put a version in force → the same with its number and time. `over` is filled in with the folders there are.
 
         `files` are those that `pack_files` gives, or those of the version `files_of`. With `in_force` that version must
-        be the one in force. Raises Overtaken when it is not, and PolicyError when the files are gone.
+        be the one in force. Raises Overtaken when it is not, and PolicyError when the files are gone, or when a sticky
+        version has no process to stand for.
         """
         alive = [each for each in await self.processes() if each.silent_ms <= LEASE_MS]
         over = tuple(sorted({each.folder for each in alive if each.folder}))
-        version = replace(version, over=over if version.is_sticky else ())
+        version = replace(version, over=over)
+        if version.is_sticky and not over:
+            raise PolicyError(
+                "no process was heard of, so nobody knows which folders a sticky version stands before",
+                hint="is this the Redis that your routers use? without `--sticky` it can be pushed",
+            )
         number, at = await self._link.run(
             PUSH,
             [NOW, NOTES, FILES],

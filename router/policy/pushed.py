@@ -37,8 +37,8 @@ class Version:
 
     `number` counts from 1. `at_ms` is Unix milliseconds by the clock of Redis. `revision` is that of the files, empty
     where the folder of each process serves again. `who` pushed it, `of` is the version whose files a rollback took (or
-    0). A sticky one outlives restarts, for processes whose folder has one of the revisions `over`: those that it took
-    the place of. A folder that differs from them is newer. Empty: whatever the folder.
+    0). `over` are the revisions of the folders that it took the place of: a folder that changes to another one is
+    newer than it, and a sticky version outlives restarts for processes whose folder has one of them.
     """
 
     number: int
@@ -58,7 +58,7 @@ class Version:
 
     def stands_over(self, folder: str) -> bool:
         """Whether a process that starts with a folder of this revision takes the version all the same."""
-        return self.is_sticky and not self.is_folder and (not self.over or folder in self.over)
+        return self.is_sticky and not self.is_folder and folder in self.over
 
     def shown(self) -> dict[str, Any]:
         """As JSON."""

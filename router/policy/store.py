@@ -116,7 +116,7 @@ class PolicyStore:
         self._current: PolicySet | None = None
         self._of_folder: PolicySet | None = None  # what serves when nothing is pushed
         self.pushed = 0
-        self._pushed_over = ""  # the folder's revision then
+        self._pushed_over: frozenset[str] = frozenset()  # revisions of folders that are older than that
         self._seen = ""  # revision (or error) of what was last looked at, good or bad
         self._loaded_at = 0.0
         self._error = ""
@@ -171,8 +171,17 @@ class PolicyStore:
         """Look at the folder and compile it if it changed. True when a new set was taken."""
         return await self._look(is_forced=False)
 
-    async def take_pushed(self, files: Mapping[str, bytes], number: int, compile_pushed: CompileFolder) -> None:
-        """Put the files of a version in force before those of the folder. Raises PolicyError: then nothing changes."""
+    async def take_pushed(
+        self,
+        files: Mapping[str, bytes],
+        number: int,
+        compile_pushed: CompileFolder,
+        over: frozenset[str] = frozenset(),
+    ) -> None:
+        """Put the files of a version in force before those of the folder. Raises PolicyError: then nothing changes.
+
+        A folder that changes to one of the revisions `over` is older than the version.
+        """
         async with self._turn:
             policies = self.current
             if revision_of(files) != policies.revision:
@@ -186,7 +195,7 @@ class PolicyStore:
                     self._tell(False, problem)
                     raise PolicyError(problem) from error
             self._current, self._loaded_at = policies, self._now()
-            self.pushed, self._pushed_over = number, self.folder_revision
+            self.pushed, self._pushed_over = number, over | {self.folder_revision}
             self._tell(True, policies.revision)
 
     async def drop_pushed(self) -> None:
@@ -307,10 +316,11 @@ class PolicyStore:
                 self._refuse(error.message)
             return False
         self._seen = revision_of(files)
-        if self.pushed and self._of_folder is not None and self._seen == self._pushed_over == self._of_folder.revision:
-            self._error, self._error_at = "", None  # again what the push stands before: no news
+        is_older = bool(self.pushed) and self._seen in self._pushed_over  # than what was pushed: it waits behind it
+        if is_older and self._of_folder is not None and self._seen == self._of_folder.revision:
+            self._error, self._error_at = "", None
             return False
-        if self._current is not None and self._seen == self._current.revision:
+        if self._current is not None and self._seen == self._current.revision and not is_older:
             self._take(self._current)  # back to what is in force: nothing to compile, no error any more
             await asyncio.to_thread(self._record, files, "reload")
             return is_forced
@@ -321,6 +331,9 @@ class PolicyStore:
             return False
         except Exception as error:  # a bug in compiling must not end the watch: counted, shown, the old set serves
             self._refuse(f"{type(error).__name__} while compiling: this is a bug of the router")
+            return False
+        if is_older:
+            self._of_folder, self._error, self._error_at = policies, "", None
             return False
         self._take(policies)
         self._reloads += 1

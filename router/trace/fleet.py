@@ -31,9 +31,10 @@ _BATCH = 64  # rows of one call; they are encoded in one go, in about half a mil
 _AGAIN_S = 0.5
 
 _WRITE = f"""\
-for i = 2, #ARGV do redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 't', ARGV[i]) end
 local now = redis.call('TIME')
 redis.call('XTRIM', KEYS[1], 'MINID', '~', string.format('%.0f', now[1] * 1000 - {KEEP_MS}))
+redis.call('PEXPIRE', KEYS[1], {KEEP_MS})
+for i = 2, #ARGV do redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 't', ARGV[i]) end
 redis.call('PEXPIRE', KEYS[1], {KEEP_MS})
 return #ARGV - 1
 """

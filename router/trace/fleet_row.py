@@ -25,6 +25,7 @@ VERSION = 1
 _MOST_TEXT = 500  # characters
 _MOST_ITEMS = 100
 _MOST_DEPTH = 3
+_MOST_READ = 20  # levels of a row of any version; what is a hundred deep cannot be written as JSON again
 _CUT_TEXTS = (120, 40, 8)  # at the last, a row fits whatever its texts are
 _CUT_ITEMS = 8
 _CUTS = ("facts", "affinity", "labels", "spans", "why", "attempts")  # what goes first is least missed in a list
@@ -279,8 +280,15 @@ def _texts(value: Any) -> list[str]:
 
 
 def _tree(value: Any) -> dict[str, Any] | None:
-    """A mapping as it came: it is of JSON, and no larger than its row."""
-    return value if isinstance(value, dict) else None
+    """A mapping as it came: it is of JSON, no larger than its row, and no deeper than can be written again."""
+    return value if isinstance(value, dict) and _is_shallow(value, _MOST_READ) else None
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    if not isinstance(value, (dict, list)):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_is_shallow(each, levels - 1) for each in inner)
 
 
 def _affinity(value: Any) -> dict[str, Any] | None:

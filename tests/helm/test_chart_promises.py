@@ -175,6 +175,17 @@ def test_the_password_of_redis_stays_in_its_secret(rendered: Rendered) -> None:
     assert env["ROUTER_JOBS"]["value"] == "$(REDIS_URL)"
 
 
+def test_deferred_requests_may_have_a_redis_of_their_own(rendered: Rendered) -> None:
+    """One that never evicts and has a disk, while that of answers evicts; its URL comes from a Secret likewise."""
+    env = {variable["name"]: variable for variable in rendered("all-on").router()["env"]}
+    assert env["JOBS_REDIS_URL"]["valueFrom"] == {"secretKeyRef": {"name": "redis-for-jobs", "key": "redis-url"}}
+    assert env["ROUTER_JOBS"]["value"] == "$(JOBS_REDIS_URL)"
+    assert env["ROUTER_FLEET"]["value"] == env["ROUTER_AFFINITY"]["value"] == "$(REDIS_URL)"
+    names = [variable["name"] for variable in rendered("all-on").router()["env"]]
+    assert len(set(names)) == len(names)
+    assert names.index("JOBS_REDIS_URL") < names.index("ROUTER_JOBS")  # Kubernetes puts in only what stands before
+
+
 def test_an_ingress_neither_buffers_nor_cuts_a_stream(rendered: Rendered) -> None:
     """nginx passes each event on, waits for an hour, and takes a large body; what the user says wins."""
     annotations = rendered("ingress").one("Ingress")["metadata"]["annotations"]

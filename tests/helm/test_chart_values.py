@@ -117,6 +117,8 @@ WRONG: list[tuple[str, Any]] = [
     ("redis.url", "redis:6379"),
     ("redis.url", "redis://redis:6379?max_mb=1"),
     ("redis.nearMb", 0),
+    ("jobsRedis.url", "redis://:password@redis:6379"),
+    ("jobsRedis.existingSecret", "Not_A_Name"),
     ("traces.storage", "disk"),
     ("traces.size", "four gigabytes"),
     ("otel.endpoint", "collector:4317"),
@@ -180,12 +182,13 @@ def is_named(said: str, path: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "path", ["admin.token", "upstream.apiKey", "tenantSecret.value", "webhookSecret.value", "redis.url"]
+    "path",
+    ["admin.token", "upstream.apiKey", "tenantSecret.value", "webhookSecret.value", "redis.url", "jobsRedis.url"],
 )
 def test_a_secret_that_is_refused_is_not_printed(helm: str, path: str) -> None:
     """A token with a space or a line break, a URL with a password: the message names the value and does not show it."""
     values: dict[str, Any] = json.loads(json.dumps(GOOD))
-    set_at(values, path, "redis://:canary-5b1d@redis:6379" if path == "redis.url" else "canary-5b1d\nsecond line")
+    set_at(values, path, "redis://:canary-5b1d@redis:6379" if path.endswith("edis.url") else "canary-5b1d\nsecond line")
     said = template(helm, values=values)
     assert is_named(said.err, path)
     assert "canary" not in said.err + said.out
@@ -206,6 +209,12 @@ TOGETHER: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         {**GOOD, "tenantSecret": {"value": "s"}, "redis": {"url": "redis://a"}, "bundledRedis": {"enabled": True}},
         ("bundledRedis.enabled", "redis.url"),
     ),
+    (
+        "two addresses of the Redis of jobs",
+        {**GOOD, "tenantSecret": {"value": "s"}, "jobsRedis": {"url": "redis://a", "existingSecret": "b"}},
+        ("jobsRedis.url", "jobsRedis.existingSecret"),
+    ),
+    ("a Redis of jobs without a tenant secret", {**GOOD, "jobsRedis": {"url": "redis://a"}}, ("tenantSecret.value",)),
     ("Redis without a tenant secret", {**GOOD, "redis": {"url": "redis://a"}}, ("tenantSecret.value",)),
     (
         "webhooks unsigned",

@@ -163,7 +163,9 @@ def test_start_up_hooks_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[
     (packages / "thief.pth").write_text("import os; os.environ")
     (packages / "sitecustomize.py").write_text("")
     (packages / "usercustomize").mkdir()
-    assert [path.name for path in start_hooks(tmp_path)] == ["sitecustomize.py", "thief.pth", "usercustomize"]
+    (packages / "usercustomize.pyc").write_text("")
+    found = ["sitecustomize.py", "thief.pth", "usercustomize", "usercustomize.pyc"]
+    assert [path.name for path in start_hooks(tmp_path)] == found
     assert look_for_hooks([str(tmp_path)]) == 1
     assert "thief.pth" in capsys.readouterr().out
 

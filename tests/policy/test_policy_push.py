@@ -226,13 +226,16 @@ async def test_a_process_that_cannot_compile_it_refuses_and_goes_on(redis_server
 
 
 async def test_with_no_process_there_a_push_is_told_apart(redis_server: RedisServer, tmp_path: Path):
-    """Nobody would ever take it, unless it is sticky."""
+    """Nobody would ever take it; a sticky one would stand before any folder for ever, so it is refused."""
     place = str(folder_of(tmp_path / "new", version(1)))
     result = await run(redis_server, "push", place)
     assert result.exit_code == 1
     assert "no process was heard of" in result.stderr
     result = await run(redis_server, "push", place, "--sticky")
-    assert result.exit_code == 0
+    assert result.exit_code == 1
+    assert "which folders a sticky version stands before" in result.stderr
+    listed = json.loads((await run(redis_server, "pushed", "--json")).stdout)
+    assert [each["number"] for each in listed["versions"]] == [1]
 
 
 # Back
@@ -349,6 +352,39 @@ async def test_a_folder_that_changes_after_a_push_is_newer(
             assert (page["source"], page["fleet"]["state"]) == ("folder", "left")
             assert (await push(redis_server, tmp_path, 3))["is_everywhere"]
             assert (await served(one))[0] == "rule-3"
+
+
+async def test_an_edit_that_another_pod_had_before_the_push_is_older_than_it(redis_server: RedisServer, tmp_path: Path):
+    """A ConfigMap reaches pods one by one: a push that stops a bad edit stops it everywhere."""
+    async with member(redis_server, number=0) as one, member(redis_server, number=2) as other:
+        for s in (one, other):
+            await heard(s, 2, other_revision=1)
+        await push(redis_server, tmp_path, 1)
+        one.write_policy(version(2)["default"])
+        await becomes(lambda: one.app.policies.folder_revision == other.app.policies.folder_revision)
+        assert (await served(one))[0] == "rule-1"
+        result = await run(redis_server, "unpush")
+        assert result.exit_code == 0
+        assert {(await served(s))[0] for s in (one, other)} == {"rule-2"}
+
+
+async def test_going_back_to_folders_that_hold_the_same_says_that_nothing_has_changed(
+    redis_server: RedisServer, tmp_path: Path
+):
+    """After "push, then apply the same files" there is no way back but another set."""
+    async with member(redis_server) as s:
+        await heard(s, 1)
+        await push(redis_server, tmp_path, 1)
+        s.write_policy(version(1)["default"])
+        await becomes(lambda: s.app.policies.pushed == 0)
+        follower = s.app.fleet._follower
+        await becomes(lambda: follower is not None and follower._announced == s.app.policies.current.revision)
+        result = await run(redis_server, "rollback")
+        assert result.exit_code == 1, result.output
+        assert "nothing has changed" in result.stderr
+        again = await run(redis_server, "rollback")
+        assert again.exit_code == 1
+        assert "nothing before it" in again.stderr
 
 
 async def test_a_broken_folder_is_told_and_the_push_goes_on(redis_server: RedisServer, tmp_path: Path):
@@ -506,14 +542,12 @@ async def test_what_others_write_there_stops_no_router(redis_server: RedisServer
 
 @pytest.mark.parametrize(("settings", "url"), [
     ({}, None),
-    ({"cache": "redis://a/1?max_mb=8"}, "redis://a/1"),
+    ({"cache": "redis://a", "jobs": "redis://j", "affinity": "redis://c"}, None),
     ({"cache": "redis://a", "fleet": "off"}, None),
     ({"cache": "redis://a", "fleet": "rediss://b"}, "rediss://b"),
-    ({"jobs": "redis://j", "affinity": "redis://c"}, "redis://j"),
-    ({"affinity": "redis+cluster://c:1,d:2"}, "redis+cluster://c:1,d:2"),
 ])  # fmt: skip
-def test_the_fleet_is_where_the_stores_are_unless_it_is_said(settings: dict[str, Any], url: str | None):
-    """`cache`, else `jobs`, else `affinity`."""
+def test_there_is_a_fleet_only_where_it_is_named(settings: dict[str, Any], url: str | None):
+    """A Redis that holds answers is none that policies come from, unless somebody says so."""
     from router.fleet import fleet_url
 
     assert fleet_url(Settings(**settings)) == url

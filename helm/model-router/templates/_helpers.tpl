@@ -69,6 +69,10 @@ app.kubernetes.io/component: {{ .component }}
 {{- if or .Values.redis.url .Values.redis.existingSecret .Values.bundledRedis.enabled -}}yes{{- end -}}
 {{- end }}
 
+{{- define "router.hasJobsRedis" -}}
+{{- if or .Values.jobsRedis.url .Values.jobsRedis.existingSecret -}}yes{{- end -}}
+{{- end }}
+
 {{- define "router.hasUpstreamKey" -}}
 {{- if or .Values.upstream.apiKey .Values.upstream.existingSecret -}}yes{{- end -}}
 {{- end }}
@@ -96,7 +100,10 @@ app.kubernetes.io/component: {{ .component }}
 {{- if and $v.bundledRedis.enabled (or $v.redis.url $v.redis.existingSecret) -}}
 {{- fail "bundledRedis.enabled: redis.url or redis.existingSecret names another Redis; give one of them" -}}
 {{- end -}}
-{{- if and (include "router.hasRedis" .) (not (or $v.tenantSecret.value $v.tenantSecret.existingSecret)) -}}
+{{- if and $v.jobsRedis.url $v.jobsRedis.existingSecret -}}
+{{- fail "jobsRedis.url and jobsRedis.existingSecret: give one of them" -}}
+{{- end -}}
+{{- if and (or (include "router.hasRedis" .) (include "router.hasJobsRedis" .)) (not (or $v.tenantSecret.value $v.tenantSecret.existingSecret)) -}}
 {{- fail "tenantSecret.value or tenantSecret.existingSecret is required with Redis: it keys what pods share, so that nobody else can forge an answer" -}}
 {{- end -}}
 {{- if and $v.settings.webhook_hosts (not (or $v.webhookSecret.value $v.webhookSecret.existingSecret)) -}}

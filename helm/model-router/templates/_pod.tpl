@@ -44,12 +44,23 @@ fsGroupChangePolicy: OnRootMismatch
 - name: ROUTER_AFFINITY
   value: $(REDIS_URL)
 {{- end }}
-{{- if $v.redis.jobs }}
+{{- if and $v.redis.jobs (not (include "router.hasJobsRedis" .)) }}
 - name: ROUTER_JOBS
   value: $(REDIS_URL)
 {{- end }}
 - name: ROUTER_FLEET
   value: {{ ternary "$(REDIS_URL)" "off" $v.redis.fleet | quote }}
+{{- end }}
+{{- if include "router.hasJobsRedis" . }}
+- name: JOBS_REDIS_URL
+  {{- if $v.jobsRedis.existingSecret }}
+  valueFrom:
+    secretKeyRef: {name: {{ $v.jobsRedis.existingSecret }}, key: {{ $v.jobsRedis.existingSecretKey }}}
+  {{- else }}
+  value: {{ $v.jobsRedis.url }}
+  {{- end }}
+- name: ROUTER_JOBS
+  value: $(JOBS_REDIS_URL)
 {{- end }}
 {{- if and $v.otel.endpoint $v.otel.headersSecret }}
 - name: OTEL_EXPORTER_OTLP_HEADERS
