@@ -322,7 +322,7 @@ def test_only_what_is_set_is_open(rendered: Rendered, value_set: str, ports: lis
 
 def test_who_may_come_in_is_said_for_each_listener(rendered: Rendered) -> None:
     """The API is for everybody unless peers are named, the admin listener for the namespace."""
-    api, admin = policy_of(rendered("monitoring"))["ingress"]
+    api, admin = policy_of(rendered("bundled-redis"))["ingress"]
     assert "from" not in api
     assert admin == {"ports": [{"port": "admin", "protocol": "TCP"}], "from": [{"podSelector": {}}]}
     named = policy_of(rendered("all-on"))["ingress"]

@@ -234,7 +234,39 @@ TOGETHER: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         {"admin": {"token": "t", "service": {"enabled": False}}, "metrics": {"serviceMonitor": {"enabled": True}}},
         ("metrics.serviceMonitor.enabled", "admin.service.enabled"),
     ),
-]
+    (
+        "a monitor that the network policy keeps out",
+        {**GOOD, "networkPolicy": {"enabled": True}, "metrics": {"serviceMonitor": {"enabled": True}}},
+        ("networkPolicy.adminFrom", "metrics.serviceMonitor"),
+    ),
+    (
+        "a port of Redis that the network policy closes",
+        {
+            **GOOD, "tenantSecret": {"value": "s"}, "networkPolicy": {"enabled": True},
+            "redis": {"url": "rediss://redis.example.com:6380/0"},
+        },
+        ("networkPolicy.redisPorts", "6380", "redis.url"),
+    ),
+    (
+        "a sentinel that the network policy closes",
+        {
+            **GOOD, "tenantSecret": {"value": "s"}, "networkPolicy": {"enabled": True},
+            "redis": {"url": "redis+sentinel://a:26379,b:26379/mymaster"},
+        },
+        ("networkPolicy.redisPorts", "26379"),
+    ),
+    (
+        "an upstream that the network policy closes",
+        {**GOOD, "networkPolicy": {"enabled": True}, "upstream": {"url": "https://gateway.example.com:8443"}},
+        ("networkPolicy.upstreamPort", "8443"),
+    ),
+    (
+        "a collector that the network policy closes",
+        {**GOOD, "networkPolicy": {"enabled": True}, "otel": {"endpoint": "https://otel.example.com"}},
+        ("networkPolicy.otlpPort", "443"),
+    ),
+    ("a volume smaller than the store", {**GOOD, "traces": {"size": "1Gi"}}, ("traces.size", "traces_max_mb")),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("values", "named"), [case[1:] for case in TOGETHER], ids=[case[0] for case in TOGETHER])

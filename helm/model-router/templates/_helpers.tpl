@@ -124,4 +124,43 @@ app.kubernetes.io/component: {{ .component }}
 {{- if and $v.metrics.serviceMonitor.enabled (not $v.admin.service.enabled) -}}
 {{- fail "metrics.serviceMonitor.enabled needs admin.service.enabled" -}}
 {{- end -}}
+{{- if $v.networkPolicy.enabled -}}
+{{- include "router.checkPorts" . -}}
+{{- if and $v.metrics.serviceMonitor.enabled (not $v.networkPolicy.adminFrom) -}}
+{{- fail "networkPolicy.adminFrom: name where Prometheus is; empty lets in this namespace alone, and metrics.serviceMonitor is on" -}}
+{{- end -}}
+{{- end -}}
+{{- $size := toString $v.traces.size -}}
+{{- $megabytes := 0 -}}
+{{- if hasSuffix "Gi" $size -}}{{- $megabytes = mul (trimSuffix "Gi" $size | int) 1073 -}}{{- end -}}
+{{- if hasSuffix "Mi" $size -}}{{- $megabytes = trimSuffix "Mi" $size | int -}}{{- end -}}
+{{- $most := default 2048 $v.settings.traces_max_mb | int -}}
+{{- if and $megabytes (lt (int $megabytes) (add $most 256 | int)) -}}
+{{- fail (printf "traces.size is %s, and settings.traces_max_mb %d: the volume needs 256 MB more than the store may take" $size $most) -}}
+{{- end -}}
+{{- end }}
+
+{{/* A NetworkPolicy that would cut what the values name. */}}
+{{- define "router.checkPorts" -}}
+{{- $v := .Values -}}
+{{- $ports := list -}}
+{{- range $v.networkPolicy.redisPorts -}}{{- $ports = append $ports (toString (int .)) -}}{{- end -}}
+{{- range $name, $url := dict "redis.url" $v.redis.url "jobsRedis.url" $v.jobsRedis.url -}}
+{{- $hosts := regexReplaceAll "[/?].*$" (regexReplaceAll "^[a-z+]+://([^@/]*@)?" (toString $url) "") "" -}}
+{{- range regexFindAll ":[0-9]+" $hosts -1 -}}
+{{- if not (has (trimPrefix ":" .) $ports) -}}
+{{- fail (printf "networkPolicy.redisPorts has no %s, the port of %s" (trimPrefix ":" .) $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $pair := dict "upstreamPort" (list $v.upstream.url $v.networkPolicy.upstreamPort) "otlpPort" (list $v.otel.endpoint $v.networkPolicy.otlpPort) -}}
+{{- $url := toString (index $pair 0) -}}
+{{- if $url -}}
+{{- $host := regexReplaceAll "[/?].*$" (regexReplaceAll "^[a-z]+://" $url "") "" -}}
+{{- $port := ternary (trimPrefix ":" (regexFind ":[0-9]+$" $host)) (ternary "443" "80" (hasPrefix "https:" $url)) (regexMatch ":[0-9]+$" $host) -}}
+{{- if ne $port (toString (int (index $pair 1))) -}}
+{{- fail (printf "networkPolicy.%s is %d, and %s is reached at %s" $name (int (index $pair 1)) $host $port) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- end }}
