@@ -21,6 +21,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 CLOSING_NS = 500_000_000  # books are closed right behind the last byte; so long a machine with much to do may take
+WRITING_NS = 100_000_000  # an answer is on its way into Redis: a turn of the loop, and the deadline of 50 ms of the link
 _MS = 1_000_000  # the log's times are in whole milliseconds, rounded down
 _REPLAYED = ("hit", "coalesced")
 _MISSED = re.compile(r"cache: (?P<key>[0-9a-f]{64}): (?P<what>not looked up|an answer not written): (?P<reason>.+)")
@@ -160,7 +161,8 @@ def why_again(
     """Why a request that is cached went upstream once more; "" where nothing explains it.
 
     `last` is the call before. It left no entry: its process was killed while it was open, or so soon after that its
-    books had not come into the store by the usual way, or it was not to be kept (a fallback). Or the entry has lapsed.
+    books had not come into the store by the usual way or its answer not into Redis, or it was not to be kept (a
+    fallback). Or the entry has lapsed.
     Or one of `missed`, which are those of this request, shows that its answer did not come into Redis, or that Redis
     was not asked or did not answer before `bill` began.
     """
@@ -171,7 +173,8 @@ def why_again(
         return "leader killed"
     if not last.ended_ns:
         return ""
-    if before.is_rescued and _is_killed(last.begun_ns, last.ended_ns + CLOSING_NS, kills_ns):
+    # Its books may come into the store before the answer comes into Redis: that may take as long as the link waits.
+    if _is_killed(last.begun_ns, last.ended_ns + (CLOSING_NS if before.is_rescued else WRITING_NS), kills_ns):
         return "killed before it was kept"
     if before.cache_reason == "fallback" or (now is not None and now.cache_reason == "fallback"):
         return "fallback"

@@ -155,6 +155,10 @@ def test_a_second_call_wants_a_reason() -> None:
     assert reason(1, is_rescued=True) == "NO REASON"  # the kill came a second after its end
     books.kills_ns = [9 * S + S // 10]
     assert reason(1, is_rescued=True) == "killed before it was kept"
+    books.kills_ns = [9 * S + 99 * MS]  # the link waits for Redis that long
+    assert reason(1) == "killed before it was kept"
+    books.kills_ns = [9 * S + 101 * MS]
+    assert reason(1) == "NO REASON"
     books.ttl_s = 3.0
     assert reason(1) == "lapsed"
 
