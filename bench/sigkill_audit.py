@@ -21,7 +21,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 CLOSING_NS = 500_000_000  # books are closed right behind the last byte; so long a machine with much to do may take
-WRITING_NS = 100_000_000  # an answer is on its way into Redis: a turn of the loop, and the deadline of 50 ms of the link
+WRITING_NS = 100_000_000  # an answer is on its way into Redis: a turn of the loop, and the link's deadline of 50 ms
 _MS = 1_000_000  # the log's times are in whole milliseconds, rounded down
 _REPLAYED = ("hit", "coalesced")
 _MISSED = re.compile(r"cache: (?P<key>[0-9a-f]{64}): (?P<what>not looked up|an answer not written): (?P<reason>.+)")
