@@ -239,7 +239,8 @@ def main() -> int:
         for number in (0, 1):
             settings = {
                 "port": ports[number], "admin_port": ports[2 + number], "upstream_url": line.split()[-1],
-                "policies": str(policies), "policy_history": "off", "cache": redis.url, "max_lag_ms": 0,
+                "policies": str(policies), "policy_history": "off", "cache": redis.url, "fleet": redis.url,
+                "max_lag_ms": 0,
                 "traces": f"sqlite:///{folder}/router-{number}.db",
             }  # fmt: skip
             config = folder / f"router-{number}.yaml"

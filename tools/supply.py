@@ -89,13 +89,16 @@ def audit(out: Path) -> int:
     except ValueError as exc:
         raise NoAnswer(f"what pip-audit said cannot be read (it ended with {done.returncode})") from exc
     out.write_text(done.stdout, encoding="utf-8")
-    return judge_audit(report)
+    status = judge_audit(report)
+    if status == 0 and done.returncode != 0:
+        raise NoAnswer(f"pip-audit ended with {done.returncode}, and its report names nothing")
+    return status
 
 
 def judge_audit(report: dict[str, Any]) -> int:
     """Print the finds of a report of pip-audit. A package that was skipped is no answer, whatever the others are."""
-    packages = report["dependencies"]
-    if not packages:
+    packages = report.get("dependencies") if isinstance(report, dict) else None
+    if not isinstance(packages, list) or not packages:
         raise NoAnswer("no package was looked at")
     found = [(package, each) for package in packages for each in package.get("vulns", ())]
     for package, each in found:

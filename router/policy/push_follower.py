@@ -154,6 +154,7 @@ class PushFollower:
     async def _tried(self, step: Any) -> None:
         try:
             await step
+            self._is_refused = False
         except RedisUnavailable as error:
             self._failures += 1
             if error.is_reply and not self._is_refused:  # it is up, and does not let us: a user without a command

@@ -30,12 +30,13 @@ DEADLINE_S = 1.0  # of a command: nobody waits for these but the task, and whoev
 _BATCH = 64  # rows of one call; they are encoded in one go, in about half a millisecond
 _AGAIN_S = 0.5
 
+# XADD comes first: a Redis that is full refuses it then, and nothing is written twice. What trims may be refused: the
+# length is bounded by XADD itself.
 _WRITE = f"""\
-local now = redis.call('TIME')
-redis.call('XTRIM', KEYS[1], 'MINID', '~', string.format('%.0f', now[1] * 1000 - {KEEP_MS}))
-redis.call('PEXPIRE', KEYS[1], {KEEP_MS})
 for i = 2, #ARGV do redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 't', ARGV[i]) end
-redis.call('PEXPIRE', KEYS[1], {KEEP_MS})
+local now = redis.pcall('TIME')
+redis.pcall('XTRIM', KEYS[1], 'MINID', '~', string.format('%.0f', (now[1] or 0) * 1000 - {KEEP_MS}))
+redis.pcall('PEXPIRE', KEYS[1], {KEEP_MS})
 return #ARGV - 1
 """
 

@@ -185,7 +185,7 @@ def read(body: bytes) -> Row | None:
         row = orjson.loads(body)
     except ValueError:
         return None
-    if not isinstance(row, dict):
+    if not isinstance(row, dict) or not _is_shallow(row, _MOST_READ):
         return None
     trace_id, started_at_ns = row.get("trace_id"), row.get("started_at_ns")
     if not isinstance(trace_id, str) or not 0 < len(trace_id) <= 64 or type(started_at_ns) is not int:
@@ -280,8 +280,8 @@ def _texts(value: Any) -> list[str]:
 
 
 def _tree(value: Any) -> dict[str, Any] | None:
-    """A mapping as it came: it is of JSON, no larger than its row, and no deeper than can be written again."""
-    return value if isinstance(value, dict) and _is_shallow(value, _MOST_READ) else None
+    """A mapping as it came: it is of JSON, and no larger or deeper than a row may be."""
+    return value if isinstance(value, dict) else None
 
 
 def _is_shallow(value: Any, levels: int) -> bool:

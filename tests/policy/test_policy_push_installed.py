@@ -54,12 +54,20 @@ async def test_a_push_reaches_every_worker_of_every_program(
     at_first, new = folder_of(tmp_path / "at-first", 0), folder_of(tmp_path / "new", 1)
     async with (
         raw_upstream(answers()) as upstream,
-        router(tmp_path, upstream.origin, policy=AS_ASKED, cache=redis_server.url, name="one") as one,
+        router(
+            tmp_path,
+            upstream.origin,
+            policy=AS_ASKED,
+            cache=redis_server.url,
+            name="one",
+            ROUTER_FLEET=redis_server.url,
+        ) as one,
         installed(
             *("--upstream", upstream.origin, "--policies", str(at_first), "--traces", "off"),
             cwd=tmp_path,
             ROUTER_WORKERS="2",
             ROUTER_CACHE=redis_server.url,
+            ROUTER_FLEET=redis_server.url,
         ) as two,
     ):
         await becomes(lambda: redis_server.say("HLEN", PROCESSES) == b":3\r\n", 20)
