@@ -1,6 +1,6 @@
 """SIGKILL at random moments under load: four books of the same requests, joined afterwards (F89).
 
-    python -m bench.sigkill [--count 1000] [--workers 1] [--clients 40] [--seed 1]
+    python -m bench.sigkill [--count 1000] [--workers 1] [--clients 40] [--seed 1] [--keep DIR]
 
 A router as an installed program between clients that ask without a pause and an upstream with a ledger of its own, its
 cache in a real Redis. Again and again it is killed (one worker of it, where there are several) at a random moment in
@@ -15,7 +15,7 @@ over, all that was ever in the pool is asked for twice more. Then are joined:
                 kill, or what the router's log says about this entry between the two calls
 
 Then the sums of the roll-ups are held against the rows, and SQLite checks its file. Exit status 1 when anything
-disagrees. `bench/sigkill_audit.py` has the rules.
+disagrees. `bench/sigkill_audit.py` has the rules, `bench/sigkill_books.py` reads the store and the cache.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
-import sqlite3
 import sys
 import tempfile
 import time
@@ -39,18 +39,13 @@ from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import redis
 import uvloop
 
 from bench import asking
 from bench.processes import HERE
-from bench.sigkill_audit import Bill, Books, Entry, Found, Job, Row, audit, missed_of
+from bench.sigkill_audit import Bill, Books, Found, Job, audit, missed_of
+from bench.sigkill_books import entries_of, rows_of, sums_of
 from bench.sigkill_upstream import MODEL, billing_upstream
-from router.cache.codec import MAX_BODY_BYTES, EntryCodec
-from router.cache.shared import ENTRY_PREFIX
-from router.settings import resolve
-from router.stores import cache_secret
-from router.trace.rollup import STEPS_S
 from tests.kit.redis_server import RedisServer, find_redis_server
 
 POLICY = """\
@@ -233,55 +228,6 @@ async def run(folder: Path, crowd: Crowd, options: argparse.Namespace) -> tuple[
     return kills_ns, starts_s
 
 
-def rows_of(store: Path) -> list[Row]:
-    """The trace store as the audit reads it."""
-    with contextlib.closing(sqlite3.connect(store)) as connection:
-        found = connection.execute(
-            "SELECT trace_id, started_at_ns, outcome, cache, cost_pusd, baseline_pusd, saved_pusd, request_id,"
-            " attempts, coalesce(cache_reason, ''), coalesce(why, '') LIKE '%booked from the journal%'"
-            " FROM traces"
-        ).fetchall()
-    rows = []
-    for trace, started_ns, outcome, cache, cost, baseline, saved, name, attempts, reason, is_rescued in found:
-        calls = [attempt["request_id"] for attempt in json.loads(attempts or "[]")]
-        if is_rescued and calls:  # the journal keeps the id of the answer, which is that of its last attempt
-            calls = [name]
-        rows.append(
-            Row(trace, started_ns, outcome, cache, cost, baseline, saved, tuple(calls), reason, bool(is_rescued))
-        )
-    return rows
-
-
-def sums_of(store: Path) -> dict[str, object]:
-    """SQLite's word on its file; (rows, money) of the rows and of their roll-ups, which must be equal."""
-    with contextlib.closing(sqlite3.connect(store)) as connection:
-        check = connection.execute("PRAGMA integrity_check").fetchone()[0]
-        rows = connection.execute(
-            "SELECT count(*), coalesce(sum(cost_pusd) FILTER (WHERE baseline_pusd IS NOT NULL), 0) FROM traces"
-        ).fetchone()
-        rolled = connection.execute(
-            "SELECT sum(requests), sum(cost_uusd) * 1000000 + sum(cost_rest_pusd) FROM rollups WHERE step_s = ?",
-            (STEPS_S[-1],),
-        ).fetchone()
-    return {"file": check, "rows and money": rows, "of the roll-ups": rolled}
-
-
-def entries_of(cache: str, config: Path) -> tuple[list[Entry], int]:
-    """What Redis holds, and how many entries nobody could read."""
-    codec = EntryCodec(cache_secret(resolve({}, {}, str(config)).settings))
-    entries, unreadable = [], 0
-    with contextlib.closing(redis.Redis.from_url(cache)) as client:
-        for name in client.scan_iter(match=f"{ENTRY_PREFIX}*", count=1_000):
-            key = name.decode().removeprefix(ENTRY_PREFIX).strip("{}")
-            data = client.get(name)
-            entry = codec.decode(key, data, MAX_BODY_BYTES) if isinstance(data, bytes) else None
-            if entry is None:
-                unreadable += 1
-            else:
-                entries.append(Entry(key, sha256(entry.body).digest()))
-    return entries, unreadable
-
-
 def table(found: Found, books: Books) -> str:
     """The four views, as text."""
     sizes = {
@@ -318,6 +264,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--clients", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="a new folder that keeps store, log and settings of the run")
     options = parser.parse_args()
     program = find_redis_server()
     if program is None:
@@ -330,6 +277,8 @@ def main() -> int:
             entries, unreadable = entries_of(server.url, folder / "router.yaml")
         finally:
             server.kill()
+        if options.keep is not None:
+            shutil.copytree(folder, options.keep)
         store = folder / "router.db"
         log = (folder / "log").read_text(errors="replace")
         books = Books(jobs, bills, rows_of(store), entries, kills_ns, unreadable, missed_of(log), TTL_S)
@@ -338,13 +287,13 @@ def main() -> int:
         tracebacks = log.count("Traceback")
     found = audit(books)
     wrong = found.wrong
-    if sums["file"] != "ok" or sums["rows and money"] != sums["of the roll-ups"]:
-        wrong.append(f"the store's sums: {sums}")
+    if not sums.agree:
+        wrong.append(f"the store's sums: {sums!r}")
     if left or tracebacks:
         wrong.append(f"{left} journals are left, {tracebacks} tracebacks are in the log")
     print(said)
     print(table(found, books))
-    print("\n".join(f"{what}: {value}" for what, value in sums.items()))
+    print(sums)
     for line in wrong[:20]:
         print(f"WRONG {line}")
     print(f"{len(wrong)} disagreements" if wrong else "clients, upstream, traces and cache agree")

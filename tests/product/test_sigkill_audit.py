@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import io
 import logging
+import sqlite3
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from kit.traces import a_trace
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from bench.sigkill_audit import Bill, Books, Entry, Job, Missed, Row, audit, missed_of
+from bench.sigkill_books import sums_of
 from router.log import JsonLines
+from router.trace.rollup import catch_up
+from router.trace.sqlite import SqliteTraceSink
 
 S = 1_000_000_000
 MS = 1_000_000
@@ -210,3 +216,46 @@ def test_the_log_is_read_for_what_redis_did_not_do() -> None:
         Missed(at_ns, KEY, LOOKED, "no answer within 50 ms"),
         Missed(at_ns, OTHER, WRITTEN, "too much is being written"),
     ]
+
+
+def _store(folder: Path, *costs: int) -> Path:
+    """A trace store of requests at these costs, in pico-dollars, all rolled up."""
+    path = folder / "router.db"
+    sink = SqliteTraceSink(path)
+    for number, cost in enumerate(costs):
+        sink.write(a_trace(number, cost_pusd=cost, baseline_pusd=cost + 5, saved_pusd=5))
+    sink.close()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        catch_up(connection, 1_000)
+    return path
+
+
+def _change(store: Path, sql: str) -> None:
+    with closing(sqlite3.connect(store)) as connection, connection:
+        connection.execute(sql)
+
+
+def test_rows_that_wait_to_be_rolled_up_are_no_disagreement(tmp_path: Path) -> None:
+    """What the last second wrote is caught up with, and then counted too."""
+    store = _store(tmp_path, 700, 200)
+    _change(store, "DELETE FROM rollups")
+    _change(store, "UPDATE rollup_state SET seq = 0")
+    sums = sums_of(store)
+    assert (sums.agree, sums.behind, sums.whole) == (True, 2, ((2, 900), (2, 900)))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param("UPDATE traces SET cost_pusd = cost_pusd + 1 WHERE seq = 1", id="a row's money"),
+        pytest.param("DELETE FROM traces WHERE seq = 1", id="a row that is gone"),
+        pytest.param("UPDATE rollups SET requests = requests + 1", id="a request counted twice"),
+        pytest.param("UPDATE rollups SET cost_rest_pusd = cost_rest_pusd - 1", id="money lost in a sum"),
+        pytest.param("UPDATE rollup_state SET seq = 1", id="a row that is rolled up twice"),
+    ],
+)
+def test_sums_that_are_not_those_of_the_rows_are_found(tmp_path: Path, wrong: str) -> None:
+    store = _store(tmp_path, 700, 200)
+    assert sums_of(store).agree
+    _change(store, wrong)
+    assert not sums_of(store).agree
