@@ -23,7 +23,7 @@ from router.facts.inspect import Facts
 from router.policy.check import compile_folder
 from router.policy.compile import PolicySet
 from router.policy.decide import Decision, decide
-from router.policy.store import read_folder
+from router.policy.folder import read_folder
 
 _POLICIES = Path(__file__).parents[1] / "policies"
 _ROUNDS, _CALLS = 7, 20_000

@@ -24,7 +24,7 @@ from typing import Any
 
 from router.catalog_file import load_catalog
 from router.policy.check import compile_folder
-from router.policy.store import read_folder
+from router.policy.folder import read_folder
 from tests.kit.plain_diff import figures, plainly
 from tests.kit.recorded_traffic import folders, make_store
 

@@ -7,6 +7,7 @@ that.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import secrets
@@ -79,7 +80,7 @@ def open_fleet(
         return partial(compile_set, folder=f"pushed #{number}")
 
     follower = PushFollower(
-        PushStore(link),
+        PushStore(link, signing_key(settings)),
         policies,
         compile_pushed,
         process=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}",
@@ -116,7 +117,8 @@ def policy_history(settings: Settings) -> PolicyHistory | None:
 def fleet_url(settings: Settings) -> str | None:
     """The Redis of `fleet`; None: no fleet. Raises SettingsError.
 
-    It is never another setting's: whoever may write there may route, which nobody has asked for who names a cache.
+    It is never another setting's: without a `tenant_secret`, whoever may write there may route, which nobody has asked
+    for who names a cache.
     """
     if settings.fleet is None or settings.fleet == "off":
         return None
@@ -127,6 +129,13 @@ def fleet_url(settings: Settings) -> str | None:
         )
     check_redis_url(settings.fleet)
     return settings.fleet
+
+
+def signing_key(settings: Settings) -> bytes | None:
+    """What pushed policies are signed with: of the `tenant_secret` that processes share; None without one."""
+    if settings.tenant_secret is None:
+        return None
+    return hashlib.sha256(b"model-router pushed policies\0" + settings.tenant_secret.encode()).digest()
 
 
 def _say(is_taken: bool, what: str) -> None:

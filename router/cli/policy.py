@@ -23,9 +23,9 @@ from router.facts.vocabulary import FACTS
 from router.policy.check import Checked, check_folder
 from router.policy.compile import PolicySet
 from router.policy.decide import Decision, RuleSeen, decide, explain
+from router.policy.folder import read_folder
 from router.policy.schema import lanes_schema, policy_schema
 from router.policy.source import Diagnostic, render
-from router.policy.store import read_folder
 from router.wire.messages import read_request
 
 _API_VERSION = "2023-06-01"  # what every SDK sends

@@ -28,10 +28,10 @@ from router.errors import PolicyError, RouterError, TraceStoreError
 from router.policy.check import check_folder
 from router.policy.compile import PolicySet
 from router.policy.diff import Comparison
+from router.policy.folder import read_folder
 from router.policy.forecast import Recorded
 from router.policy.history import PolicyHistory
 from router.policy.source import render
-from router.policy.store import read_folder
 from router.trace.export import encode_json
 from router.trace.filters import read_since
 from router.trace.recorded import count, scan

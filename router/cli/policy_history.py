@@ -16,9 +16,9 @@ from router.classify.model import LinearClassifier
 from router.cli.policy_push import fleet_options, pushed_back
 from router.errors import PolicyError, RouterError
 from router.policy.check import LANES_FILE, check_folder, revision_of
+from router.policy.folder import read_folder
 from router.policy.history import ROLLBACK_MARK, PolicyHistory, roll_back
 from router.policy.source import render, visible
-from router.policy.store import read_folder
 
 DEFAULT_HISTORY = "router-history"
 

@@ -22,13 +22,13 @@ from router.classify.model import LinearClassifier
 from router.cli.trace import plain, print_table, saying_errors
 from router.errors import FleetUnavailable, PolicyError, SettingsError
 from router.policy.check import Checked, check_folder
-from router.policy.pushed import Version, pack_files
+from router.policy.folder import read_folder
+from router.policy.pushed import Standing, Version, pack_files
 from router.policy.source import render
-from router.policy.store import read_folder
 from router.settings import Settings, resolve
 
 if TYPE_CHECKING:
-    from router.policy.push_store import PushStore, Row  # the library behind it takes long to load
+    from router.policy.push_store import Found, PushStore, Row  # the library behind it takes long to load
 
 _WAIT_S = 15.0  # a policy of a thousand rules takes seconds to be checked
 _Answer = TypeVar("_Answer")
@@ -98,18 +98,19 @@ def pushed(fleet: str | None, config: str | None, as_json: bool) -> None:
     Exit code 1 when the processes do not all serve the same revision.
     """
     with saying_errors():
-        from router.policy.push_store import LEASE_MS
 
-        async def ask(store: PushStore) -> tuple[int, list[Version], list[Any]]:
-            number, versions, processes = await asyncio.gather(store.number(), store.versions(), store.processes())
-            return number, versions, [each for each in processes if each.silent_ms <= LEASE_MS]
+        async def ask(store: PushStore) -> tuple[int, list[Found], list[Standing]]:
+            return await asyncio.gather(store.number(), store.held(), _alive(store))
 
-        number, versions, processes = _asked(_settings(fleet, config), ask)
+        number, held, processes = _asked(_settings(fleet, config), ask)
+    versions = [each.version for each in held if each.version is not None and not each.problem]
+    problems = [each.problem for each in held if each.problem]
     is_one = len({each.revision for each in processes}) <= 1
     if as_json:
         document = {
             "in_force": number or None,
             "versions": [version.shown() for version in reversed(versions)],
+            "problems": problems,
             "processes": [each.shown() for each in processes],
             "is_one_revision": is_one,
         }
@@ -127,6 +128,8 @@ def pushed(fleet: str | None, config: str | None, as_json: bool) -> None:
             for each in processes
         ]
         print_table([["PROCESS", "SERVES", "FROM", "SINCE (UTC)", "VERSION"], *map(_plain, rows)], right=[])
+        for problem in problems:
+            click.echo(plain(problem), err=True)
         if not processes:
             click.echo("no process was heard of: is this the Redis that your routers use?", err=True)
         if not is_one:
@@ -140,8 +143,9 @@ def pushed_back(number: int | None, fleet: str | None, config: str | None, *, as
     with saying_errors():
 
         async def put(store: PushStore) -> Version:
-            now, versions = await asyncio.gather(store.number(), store.versions())
+            now, versions, alive = await asyncio.gather(store.number(), store.versions(), _alive(store))
             target = _wanted(versions, now, number)
+            _check_changes(target, alive)
             in_force = next((each for each in versions if each.number == now), None)
             is_sticky = in_force is not None and in_force.is_sticky
             if target is None or target.is_folder:
@@ -150,7 +154,7 @@ def pushed_back(number: int | None, fleet: str | None, config: str | None, *, as
             back = Version(
                 0, 0, target.revision, "rollback", _who(), target.message, is_sticky, of=target.of or target.number
             )
-            return await store.push(back, files_of=target.number, in_force=now)
+            return await store.push(back, files_of=target, in_force=now)
 
         _put(_settings(fleet, config), put, as_json=as_json)
 
@@ -175,13 +179,30 @@ def _wanted(versions: Sequence[Version], now: int, number: int | None) -> Versio
     return earlier[-1] if earlier else None
 
 
+async def _alive(store: PushStore) -> list[Standing]:
+    from router.policy.push_store import LEASE_MS
+
+    return [each for each in await store.processes() if each.silent_ms <= LEASE_MS]
+
+
+def _check_changes(target: Version | None, alive: Sequence[Standing]) -> None:
+    """Refuse to go back to what serves already: the way back is another one. Raises PolicyError."""
+    revision = target.revision if target is not None else ""
+    if alive and all(each.revision == (revision or each.folder) for each in alive):
+        serves = ", ".join(sorted({each.revision for each in alive}))
+        what = f"version #{target.number} is" if revision and target is not None else "the folder of each process holds"
+        raise PolicyError(
+            f"nothing would change, so nothing was done: {what} revision {serves}, which serves already",
+            hint="`router policy pushed` lists what is kept: `--to` names one; or change the folder, or push another",
+        )
+
+
 def _put(settings: Settings, put: Callable[[PushStore], Awaitable[Version]], *, as_json: bool) -> None:
     """Put a version in force, wait for the processes, print a row for each; exit code 1 unless all took it."""
 
-    async def run(store: PushStore) -> tuple[Version, list[Row], float, bool]:
+    async def run(store: PushStore) -> tuple[Version, list[Row], float]:
         from router.policy.push_store import Overtaken
 
-        served = {each.name: each.revision for each in await store.processes()}
         began_s = time.monotonic()
         try:
             version = await put(store)
@@ -191,15 +212,10 @@ def _put(settings: Settings, put: Callable[[PushStore], Awaitable[Version]], *, 
                 hint="look at `router policy pushed`, then repeat",
             ) from exc
         rows = await store.acknowledged(version, _WAIT_S)
-        is_same = bool(rows) and all(served.get(row.standing.name) == row.standing.revision for row in rows)
-        return version, rows, time.monotonic() - began_s, is_same and version.is_folder
+        return version, rows, time.monotonic() - began_s
 
-    version, rows, took_s, is_vain = _asked(settings, run)
-    is_everywhere = (
-        not is_vain
-        and all(row.state == "taken" for row in rows)
-        and (bool(rows) or version.is_sticky or version.is_folder)
-    )
+    version, rows, took_s = _asked(settings, run)
+    is_everywhere = all(row.state == "taken" for row in rows) and (bool(rows) or version.is_sticky or version.is_folder)
     if as_json:
         document = {
             **version.shown(),
@@ -215,9 +231,7 @@ def _put(settings: Settings, put: Callable[[PushStore], Awaitable[Version]], *, 
         print_table([_plain([row.state, row.standing.name, row.reason]) for row in rows], right=[])
         taken = sum(row.state == "taken" for row in rows)
         click.echo(f"in force in {taken} of {len(rows)} processes after {took_s:.2f} s")
-        if is_vain:
-            click.echo("nothing has changed: the folders hold what was served. Change the folder, or push", err=True)
-        elif not rows:
+        if not rows:
             click.echo("no process was heard of: is this the Redis that your routers use?", err=True)
         elif not version.is_folder:
             click.echo("undo: router policy rollback")
@@ -227,7 +241,7 @@ def _put(settings: Settings, put: Callable[[PushStore], Awaitable[Version]], *, 
 
 def _asked(settings: Settings, ask: Callable[[PushStore], Awaitable[_Answer]]) -> _Answer:
     """What the store of the fleet says. Raises SettingsError, PolicyError and FleetUnavailable."""
-    from router.fleet import fleet_url, open_link
+    from router.fleet import fleet_url, open_link, signing_key
     from router.policy.push_store import PushStore
     from router.redis_link import RedisUnavailable
 
@@ -241,7 +255,7 @@ def _asked(settings: Settings, ask: Callable[[PushStore], Awaitable[_Answer]]) -
     async def run() -> _Answer:
         link = open_link(url)
         try:
-            return await ask(PushStore(link))
+            return await ask(PushStore(link, signing_key(settings)))
         finally:
             await link.close()
 

@@ -7,18 +7,20 @@ second, and at once when something has changed: whoever pushes waits for it, and
 else.
 
 The folder is the truth. At its start a process serves its folder, unless the version in force is sticky and was pushed
-over this very folder (`Version.stands_over`). What was pushed after that is taken, until the folder changes. Redis is
-never waited for: while it does not answer, what is in force stays, and a start goes on with the folder.
+over this very folder (`Version.stands_over`), and no process has met a newer folder since. What was pushed after that
+is taken, until the folder changes. Redis is never waited for: while it does not answer, what is in force stays, and a
+start goes on with the folder. Numbers only grow: a smaller one is of a Redis that has lost something, and is not
+followed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from router.errors import PolicyError
-from router.policy.push_store import LEASE_MS, ROLL_S, PushStore
+from router.policy.push_store import LEASE_MS, ROLL_S, Found, PushStore
 from router.policy.pushed import MOST_CHARS, Standing, State, Version
 from router.policy.store import CompileFolder, PolicyStore
 from router.redis_link import RedisUnavailable
@@ -26,7 +28,8 @@ from router.redis_link import RedisUnavailable
 POLL_S = 0.2
 _START_S = 0.25  # for each thing that is asked before this process serves
 _LEAVE_S = 0.5
-_AHEAD_MS = 86_400_000  # a clock of Redis that was set back
+_AHEAD_MS = 5_000  # what was pushed later than now is of a clock of Redis that was set back
+_MOST_LOOKS = 10  # at a version of which nothing is there, until it is refused
 
 
 class PushFollower:
@@ -59,6 +62,10 @@ class PushFollower:
         self._is_met = False  # whether Redis has answered yet
         self._looked = 0  # the number that was last seen in force
         self._last: Version | None = None  # the newest version that was looked at
+        self._looks = 0  # at a version of which nothing is there
+        self._is_away = False  # Redis did not answer: it may be another one now
+        self._is_behind = False  # Redis has lost a version that this process has followed
+        self._unsaid_left = 0  # a sticky version that the folder is newer than, which Redis has not been told
         self._answered = self._answered_ms = 0  # number and time of the version that `_state` is about
         self._state: State = "none"
         self._refusal: dict[str, Any] | None = None
@@ -67,18 +74,18 @@ class PushFollower:
         self._heard_s = float("-inf")
         self._alive = self._others = 0
         self._taken = self._refused = self._failures = 0
-        self._is_refused = False  # Redis answered that it does not do as we ask; said once
+        self._trouble: dict[str, str] = {}  # what Redis answered in place of doing as we ask, by what was asked
 
     async def start(self) -> None:
         """The first look, before this process serves: a sticky version may be in force. Raises nothing."""
-        await self._tried(self._look(_START_S))
+        await self._tried("read", self._look(_START_S))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Follow until `stop` is set."""
         saying = asyncio.create_task(self._keep_saying(stop))
         try:
             while not stop.is_set():
-                await self._tried(self._look())
+                await self._tried("read", self._look())
                 if self._policies.current.revision != self._announced:
                     self._news.set()
                 await _within(stop, POLL_S)
@@ -106,6 +113,7 @@ class PushFollower:
         """For the admin listener: the name of this process, the version looked at last, and what became of it.
 
         `refused` is the last version that was refused, with all diagnostics; None where a later one was taken.
+        `is_behind`: Redis has lost what serves. `trouble` is what Redis answers in place of doing as we ask, or empty.
         """
         return {
             "process": self._process,
@@ -115,6 +123,8 @@ class PushFollower:
             "version": None if self._last is None else self._last.shown(),
             "state": self._state,
             "refused": self._refusal,
+            "is_behind": self._is_behind,
+            "trouble": ", ".join(dict.fromkeys(self._trouble.values())),
         }
 
     def _is_heard(self) -> bool:
@@ -123,7 +133,7 @@ class PushFollower:
     async def _keep_saying(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             self._news.clear()
-            await self._tried(self._announce())
+            await self._tried("written", self._announce())
             await _within(self._news, ROLL_S)
         try:
             async with asyncio.timeout(_LEAVE_S):
@@ -140,6 +150,7 @@ class PushFollower:
             policies.folder_revision,
             self._answered,
             self._answered_ms,
+            self._last.number if self._last is not None else 0,
             state,
             self._reason() if state == "refused" else "",
             int(policies.loaded_at * 1000),
@@ -151,24 +162,29 @@ class PushFollower:
         problem = str(self._refusal["problem"]) if self._refusal is not None else ""
         return problem.partition("\n")[0][:MOST_CHARS]
 
-    async def _tried(self, step: Any) -> None:
+    async def _tried(self, what: str, step: Coroutine[Any, Any, None]) -> None:
         try:
             await step
-            self._is_refused = False
+            if self._trouble.pop(what, None) is not None:
+                self._say(True, f"pushed policies can be {what} again")
         except RedisUnavailable as error:
             self._failures += 1
-            if error.is_reply and not self._is_refused:  # it is up, and does not let us: a user without a command
-                self._is_refused = True
-                self._say(
-                    False, f"Redis refuses what pushed policies need: {error.reason}; docs/operations.md has the ACL"
-                )
+            self._is_away = self._is_away or not error.is_reply
+            # It is up, and does not do as we ask; what is away the link says.
+            if error.is_reply and self._trouble.get(what) != error.reason:
+                self._trouble[what] = error.reason
+                hint = "its user may lack a right, see the list in docs/operations.md"  # an older Redis names no reason
+                self._say(False, f"pushed policies cannot be {what}, Redis answers: {error.reason}; {hint}")
         except Exception as error:  # whatever the store holds, the next look may go well, and what serves goes on
             self._failures += 1
             self._say(False, f"{type(error).__name__} while following pushed policies: this is a bug of the router")
 
     async def _look(self, within_s: float | None = None) -> None:
+        if self._unsaid_left:
+            await self._store.give_way(self._unsaid_left)
+            self._unsaid_left = 0
         number = await self._store.number(within_s)
-        if number != self._looked or not self._is_met:
+        if number != self._looked or self._is_away or not self._is_met:
             await self._follow(number, within_s)
         elif (
             self._state == "taken" and self._last is not None and not self._last.is_folder and not self._policies.pushed
@@ -177,36 +193,69 @@ class PushFollower:
 
     async def _follow(self, number: int, within_s: float | None) -> None:
         """Do what a number says that was not seen before. It counts as seen only when all of it could be read."""
-        version = await self._store.version(number, within_s) if number else None
-        now_ms = await self._store.now_ms(within_s)
-        if version is not None and version.at_ms > now_ms + _AHEAD_MS:
-            version = None  # nothing that we wrote: no later version would ever seem newer
-        age_ms = int((self._clock() - self._began_s) * 1000)
-        is_older = version is not None and not self._is_met and version.at_ms <= now_ms - age_ms
+        if self._last is not None and number < self._last.number:
+            self._seen(number)
+            return
+        found = await self._store.version(number, within_s) if number else Found(0, None)
+        if found is None:
+            if self._is_patient():
+                return
+            found = Found(number, None, f"version #{number}: the store holds nothing of it")
+        version, problem = found.version, found.problem
+        is_known = version is not None and self._last is not None and version.moment <= self._last.moment
+        if version is None or problem or is_known:
+            is_said = self._is_met and self._looked == number
+            self._seen(number)
+            if problem and not is_said:
+                self._refuse(number, version.at_ms if version is not None else 0, problem)
+            return
+        is_older = not self._is_met and await self._is_older(version, within_s)
+        is_standing = not is_older or (
+            version.stands_over(self._policies.folder_revision) and await self._store.left(within_s) != number
+        )
         files: dict[str, bytes] | None = None
-        problem = f"version #{number}: what the store holds of it is damaged" if number and version is None else ""
-        is_folder_kept = is_older and version is not None and not version.stands_over(self._policies.folder_revision)
-        is_news = version is not None and self._is_newer(version)
-        if is_news and version is not None and not version.is_folder and not is_folder_kept:
+        if is_standing and not version.is_folder:
             try:
                 files = await self._store.files(version, within_s)
             except PolicyError as error:
                 problem = error.message
-        self._is_met, self._looked = True, number
-        if is_news:
-            self._last = version
+            if files is None and not problem:
+                if self._is_patient():
+                    return
+                problem = f"version #{number}: the store holds no files of it"
+        self._last = version
+        self._seen(number)
         if problem:
-            self._refuse(number, version.at_ms if version is not None else 0, problem)
-        elif files is not None and version is not None:
+            self._refuse(number, version.at_ms, problem)
+        elif files is not None:
             await self._take(version, files)
-        elif is_news and version is not None:
+        else:
             await self._serve_the_folder(version, is_older)
         self._news.set()
 
-    def _is_newer(self, version: Version) -> bool:
-        """Not what a replica that lags behind, and has become the master, still knows."""
-        last = self._last
-        return last is None or version.number > last.number or version.at_ms > last.at_ms
+    async def _is_older(self, version: Version, within_s: float | None) -> bool:
+        """Whether a version was pushed before this process began; both by the clock of Redis."""
+        now_ms = await self._store.now_ms(within_s)
+        began_ms = now_ms - int((self._clock() - self._began_s) * 1000)
+        return not began_ms < version.at_ms <= now_ms + _AHEAD_MS
+
+    def _is_patient(self) -> bool:
+        """Whether to look again for what is not there: after a failover it may be there in a moment."""
+        self._looks += 1
+        return self._looks <= _MOST_LOOKS
+
+    def _seen(self, number: int) -> None:
+        """This number needs no second look. Says once when Redis has lost what this process follows."""
+        self._is_met, self._looked, self._looks, self._is_away = True, number, 0, False
+        last, was_behind = self._last, self._is_behind
+        self._is_behind = last is not None and number < last.number and bool(number or self._policies.pushed)
+        if self._is_behind and not was_behind and last is not None:
+            there = f"has version #{number} in force" if number else "knows of no version"
+            self._say(
+                False,
+                f"Redis {there}, and this process follows #{last.number}: Redis has lost what came after, and processes"
+                " that start will not know it; push again",
+            )
 
     async def _take(self, version: Version, files: dict[str, bytes]) -> None:
         self._state, self._answered, self._answered_ms = "checking", version.number, version.at_ms
@@ -227,8 +276,9 @@ class PushFollower:
         """The version says so, or it was there before this process and is not sticky."""
         self._answered, self._answered_ms = version.number, version.at_ms
         if not version.is_folder:
-            self._state = "older"
-            self._say(True, f"version #{version.number} was pushed before this process began: the folder serves")
+            self._state = "left" if version.stands_over(self._policies.folder_revision) else "older"
+            newer = ", and a folder has changed since" if self._state == "left" else ""
+            self._say(True, f"version #{version.number} was pushed before this process began{newer}: the folder serves")
             return
         await self._policies.drop_pushed()
         self._state, self._refusal = "taken", None
@@ -238,6 +288,7 @@ class PushFollower:
 
     def _give_way(self, version: Version) -> None:
         self._state = "left"
+        self._unsaid_left = version.number if version.is_sticky else 0
         self._news.set()
         revision = self._policies.current.revision
         self._say(

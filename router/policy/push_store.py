@@ -1,8 +1,9 @@
 """Where pushed policies are: versions in Redis, which of them is in force, and which processes there are.
 
-Four keys that lie together, in a cluster too. `now` is the number of the version in force, a few digits, which every
-process reads again and again. `notes` has what is known of each version, `files` its texts, `processes` a line of each
-process with the time when Redis took it: by that clock alone it is told who is alive.
+Keys that lie together, in a cluster too. `now` is the number of the version in force, a few digits, which every process
+reads again and again. `notes` has what is known of each version, `files` its texts, `processes` a line of each process
+with the time when Redis took it: by that clock alone it is told who is alive. `since` tells since when there are such
+lines, `left` of which sticky version somebody's folder is newer.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 from router.errors import PolicyError
 from router.policy.pushed import (
     MAX_PACKED_BYTES,
+    MOST_NUMBER,
     MOST_VERSIONS,
     Standing,
     Version,
+    is_sealed,
     pack_standing,
     pack_version,
     unpack_files,
@@ -31,15 +35,18 @@ NOW = "router:v1:{policies}:now"
 NOTES = "router:v1:{policies}:notes"
 FILES = "router:v1:{policies}:files"
 PROCESSES = "router:v1:{policies}:processes"
+SINCE = "router:v1:{policies}:since"
+LEFT = "router:v1:{policies}:left"
 
 ROLL_S = 1.0  # between two words of a process
 LEASE_MS = 5_000  # a process that was not heard of for so long is not alive
 _STALE_MS = 60_000  # and one for so long is forgotten
 _NOBODY_S = 1.5  # after a loss of Redis every process is heard of again within this
+_MOST_PUSHES = 20  # at once, until one gives up
 _STEP_S = 0.05
 _MOST_DIGITS = 9  # of a number; with more of them it is none of ours
 
-# KEYS processes; ARGV name, revision, what it says, milliseconds of a lease, of staleness. → alive, with
+# KEYS processes, since; ARGV name, revision, what it says, milliseconds of a lease, of staleness. → alive, with
 # another revision.
 ANNOUNCE = """
 local time = redis.call('TIME')
@@ -50,6 +57,7 @@ if type(said) == 'table' then
   return said
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
+redis.call('SET', KEYS[2], string.format('%.0f', now), 'NX')
 local alive, others = 0, 0
 local lines = redis.call('HGETALL', KEYS[1])
 for at = 1, #lines, 2 do
@@ -65,47 +73,28 @@ end
 return {alive, others}
 """
 
-# KEYS now, notes, files; ARGV least number so far, note, files or '', most versions, version whose files it takes or
-# '', version that must be in force or ''. → number, milliseconds | 0, which is in force | -1, the files are not there.
+# KEYS now, notes, files; ARGV what `now` must hold, number, note, files or '', version whose files it takes or '',
+# and then the numbers that are kept no longer. → 1 | 0, `now` holds something else | -1, the files are not there.
 # What is in force is written last: a store that is full in between has changed nothing that anybody sees.
-PUSH = """
-local now = redis.call('GETRANGE', KEYS[1], 0, 9)
-if not string.match(now, '^%d+$') or string.len(now) > 9 then now = '0' end
-if ARGV[6] ~= '' and tonumber(ARGV[6]) ~= tonumber(now) then return {0, now} end
-local files = ARGV[3]
+PUSH = f"""
+if redis.call('GETRANGE', KEYS[1], 0, {_MOST_DIGITS}) ~= ARGV[1] then return 0 end
+local files = ARGV[4]
 if ARGV[5] ~= '' then
   files = redis.call('HGET', KEYS[3], ARGV[5])
-  if not files then return {-1, now} end
+  if not files then return -1 end
 end
-local last, known = math.max(tonumber(now), tonumber(ARGV[1])), {}
-for _, field in ipairs(redis.call('HKEYS', KEYS[2])) do
-  if string.match(field, '^%d+$') and string.len(field) < 10 then
-    known[#known + 1] = tonumber(field)
-    last = math.max(last, tonumber(field))
-  end
-end
-table.sort(known)
-local time = redis.call('TIME')
-local at = time[1] * 1000 + math.floor(time[2] / 1000)
-if #known > 0 then
-  local note = redis.call('HGET', KEYS[2], string.format('%.0f', known[#known]))
-  local before = tonumber(string.match(note or '', '^(%d+) ') or '0')
-  if before >= at and before < at + 3600000 then at = before + 1 end
-end
-local number = string.format('%.0f', last + 1)
-local said = redis.pcall('HSET', KEYS[2], number, string.format('%.0f %s', at, ARGV[2]))
+local said = redis.pcall('HSET', KEYS[2], ARGV[2], ARGV[3])
 if type(said) == 'table' then
   if string.find(said['err'], 'READONLY', 1, true) then return redis.error_reply('READONLY a replica') end
   return said
 end
-if files ~= '' then redis.call('HSET', KEYS[3], number, files) end
-redis.call('SET', KEYS[1], number)
-for at = 1, #known + 1 - tonumber(ARGV[4]) do
-  local gone = string.format('%.0f', known[at])
-  redis.call('HDEL', KEYS[2], gone)
-  redis.call('HDEL', KEYS[3], gone)
+if files ~= '' then redis.call('HSET', KEYS[3], ARGV[2], files) end
+redis.call('SET', KEYS[1], ARGV[2])
+for at = 6, #ARGV do
+  redis.call('HDEL', KEYS[2], ARGV[at])
+  redis.call('HDEL', KEYS[3], ARGV[at])
 end
-return {number, string.format('%.0f', at)}
+return 1
 """
 
 
@@ -136,18 +125,31 @@ class Row:
         }
 
 
-class PushStore:
-    """The versions over a link. Everything raises RedisUnavailable when Redis does not answer."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the store holds under a number: a version or none, and why it is not to be taken, or nothing."""
 
-    def __init__(self, link: RedisLink) -> None:
+    number: int
+    version: Version | None
+    problem: str = ""
+
+
+class PushStore:
+    """The versions over a link. Everything raises RedisUnavailable when Redis does not answer.
+
+    With a `key` a version is signed when it is pushed, and one that is not signed with it has a `problem`.
+    """
+
+    def __init__(self, link: RedisLink, key: bytes | None = None) -> None:
         self._link = link
+        self._key = key
 
     async def number(self, within_s: float | None = None) -> int:
         """The version in force; 0 where nothing was ever pushed (or Redis has lost it)."""
-        said = await self._link.ask("GETRANGE", NOW, 0, _MOST_DIGITS, within_s=within_s)
+        said = await self._now(within_s)
         if said == b"":
             return 0
-        if not isinstance(said, bytes) or not said.isdigit() or len(said) > _MOST_DIGITS:
+        if not said.isdigit() or len(said) > _MOST_DIGITS:
             raise RedisUnavailable("an answer that is no version", is_reply=True)
         return int(said)
 
@@ -155,70 +157,109 @@ class PushStore:
         """Unix milliseconds by the clock of Redis."""
         return _time_ms(await self._link.ask("TIME", within_s=within_s))
 
-    async def version(self, number: int, within_s: float | None = None) -> Version | None:
-        """What is known of a version; None when it is not there, or not of this form."""
+    async def version(self, number: int, within_s: float | None = None) -> Found | None:
+        """What is held of a version; None when nothing is."""
         said = await self._link.ask("HGET", NOTES, str(number), within_s=within_s)
-        return unpack_version(number, said) if isinstance(said, bytes) else None
+        return self._found(number, said) if isinstance(said, bytes) else None
 
-    async def files(self, version: Version, within_s: float | None = None) -> dict[str, bytes]:
-        """The files of a version. Raises PolicyError when they are not what was pushed."""
+    async def files(self, version: Version, within_s: float | None = None) -> dict[str, bytes] | None:
+        """The files of a version; None when nothing is held. Raises PolicyError when they are not what was pushed."""
         field = str(version.number)
         length = await self._link.ask("HSTRLEN", FILES, field, within_s=within_s)
+        if length == 0:
+            return None
         if not isinstance(length, int) or not 0 < length <= MAX_PACKED_BYTES:  # before it is fetched
             raise PolicyError(f"version #{version.number}: what the store holds of it is damaged")
         said = await self._link.ask("HGET", FILES, field, within_s=within_s)
-        return unpack_files(said if isinstance(said, bytes) else b"", version)
+        return unpack_files(said, version) if isinstance(said, bytes) else None
 
     async def versions(self) -> list[Version]:
-        """All versions that are kept, oldest first."""
-        said = await self._link.ask("HGETALL", NOTES)
-        found = [
-            unpack_version(int(field), value)
-            for field, value in _pairs(said)
-            if field.isdigit() and len(field) <= _MOST_DIGITS
-        ]
-        return sorted((each for each in found if each is not None), key=lambda version: version.number)
+        """All versions that are kept and can be taken, oldest first."""
+        return [each.version for each in await self.held() if each.version is not None and not each.problem]
+
+    async def held(self) -> list[Found]:
+        """All that is kept, versions and what is none, by number."""
+        fields = ((field, value) for field, value in _pairs(await self._link.ask("HGETALL", NOTES)))
+        numbered = [(int(field), value) for field, value in fields if field.isdigit() and len(field) <= _MOST_DIGITS]
+        return [self._found(number, value) for number, value in sorted(numbered)]
+
+    def _found(self, number: int, data: bytes) -> Found:
+        version = unpack_version(number, data)
+        if version is None:
+            return Found(number, None, f"version #{number}: what the store holds of it is damaged")
+        if self._key is not None and not is_sealed(number, data, self._key):
+            return Found(number, version, f"version #{number} is not signed with the `tenant_secret` of this process")
+        return Found(number, version)
 
     async def push(
-        self, version: Version, files: bytes = b"", *, files_of: int | None = None, in_force: int | None = None
+        self, version: Version, files: bytes = b"", *, files_of: Version | None = None, in_force: int | None = None
     ) -> Version:
         """Put a version in force → the same with its number and time. `over` is filled in with the folders there are.
 
-        `files` are those that `pack_files` gives, or those of the version `files_of`. With `in_force` that version must
-        be the one in force. Raises Overtaken when it is not, and PolicyError when the files are gone, or when a sticky
-        version has no process to stand for.
+        `files` are those that `pack_files` gives, or those of another version, `files_of`. With `in_force` that version
+        must be the one in force. Raises Overtaken when it is not, and PolicyError when the files are gone, or when a
+        sticky version has no process to stand for.
         """
-        alive = [each for each in await self.processes() if each.silent_ms <= LEASE_MS]
-        over = tuple(sorted({each.folder for each in alive if each.folder}))
-        version = replace(version, over=over)
-        if version.is_sticky and not over:
-            raise PolicyError(
-                "no process was heard of, so nobody knows which folders a sticky version stands before",
-                hint="is this the Redis that your routers use? without `--sticky` it can be pushed",
+        await self._all_are_heard()
+        digest = files_of.digest if files_of is not None else sha256(files).hexdigest() if files else ""
+        for _ in range(_MOST_PUSHES):
+            now, held, processes, at_ms = await asyncio.gather(
+                self._now(), self.held(), self.processes(), self.now_ms()
             )
-        number, at = await self._link.run(
-            PUSH,
-            [NOW, NOTES, FILES],
-            [
-                max((each.looked for each in alive), default=0),  # what Redis has lost is not counted twice
-                pack_version(version),
-                files,
-                MOST_VERSIONS,
-                "" if files_of is None else files_of,
-                "" if in_force is None else in_force,
-            ],
-        )
-        if int(number) == 0:
-            raise Overtaken(int(at))
-        if int(number) < 0:
-            raise PolicyError(f"the files of version #{files_of} are not there any more")
-        return replace(version, number=int(number), at_ms=int(at))
+            if in_force is not None and now != b"%d" % in_force:
+                raise Overtaken(int(now) if now.isdigit() else 0)
+            known = [each.number for each in held if not each.problem]
+            alive = [each for each in processes if each.silent_ms <= LEASE_MS]
+            over = tuple(sorted({each.folder for each in alive if each.folder}))
+            if version.is_sticky and not over:
+                raise PolicyError(
+                    "no process was heard of, so nobody knows which folders a sticky version stands before",
+                    hint="is this the Redis that your routers use? without `--sticky` it can be pushed",
+                )
+            number = _next(known, [*(each.number for each in held), *(each.last for each in alive)])
+            new = replace(version, number=number, at_ms=at_ms, over=over, digest=digest)
+            others = [each.number for each in held if each.problem]  # perhaps of somebody with another secret
+            gone = [*known[: 1 - MOST_VERSIONS], *others[:-MOST_VERSIONS]]
+            done = await self._link.run(
+                PUSH,
+                [NOW, NOTES, FILES],
+                [now, new.number, pack_version(new, self._key), files, files_of.number if files_of else "", *gone],
+            )
+            if done == 1:
+                return new
+            if done == -1:
+                raise PolicyError(f"the files of version #{files_of.number if files_of else 0} are not there any more")
+        raise RedisUnavailable("others push all the time", is_reply=True)
+
+    async def _all_are_heard(self) -> None:
+        """Wait until every process that lives has been heard of, if Redis has lost them a moment ago."""
+        until_s = time.monotonic() + _NOBODY_S
+        while time.monotonic() < until_s:
+            since, now_ms = await asyncio.gather(self._link.ask("GETRANGE", SINCE, 0, 15), self.now_ms())
+            if isinstance(since, bytes) and since.isdigit() and not 0 <= now_ms - int(since) < _NOBODY_S * 1000:
+                return
+            await asyncio.sleep(_STEP_S)
+
+    async def _now(self, within_s: float | None = None) -> bytes:
+        said = await self._link.ask("GETRANGE", NOW, 0, _MOST_DIGITS, within_s=within_s)
+        if not isinstance(said, bytes):
+            raise RedisUnavailable("an answer that is no version", is_reply=True)
+        return said
+
+    async def give_way(self, number: int) -> None:
+        """Keep that some process serves its folder in place of this sticky version, because the folder is newer."""
+        await self._link.ask("SET", LEFT, str(number))
+
+    async def left(self, within_s: float | None = None) -> int:
+        """The last version that somebody's folder was newer than; 0 for none."""
+        said = await self._link.ask("GETRANGE", LEFT, 0, _MOST_DIGITS, within_s=within_s)
+        return int(said) if isinstance(said, bytes) and said.isdigit() and len(said) <= _MOST_DIGITS else 0
 
     async def announce(self, standing: Standing) -> tuple[int, int]:
         """Say how this process stands → (processes alive, those of them with another revision)."""
         alive, others = await self._link.run(
             ANNOUNCE,
-            [PROCESSES],
+            [PROCESSES, SINCE],
             [standing.name, standing.revision, pack_standing(standing), LEASE_MS, _STALE_MS],
         )
         return int(alive), int(others)
@@ -259,8 +300,19 @@ class PushStore:
             await asyncio.sleep(_STEP_S)
 
 
+def _next(known: list[int], said: list[int]) -> int:
+    """The next number: what Redis has lost is not counted twice. `known` are signed; others can say what they like."""
+    number = 1 + max((*known, *(each for each in said if each <= MOST_NUMBER // 2)), default=0)
+    if number > MOST_NUMBER:
+        raise PolicyError(
+            f"#{MOST_NUMBER} is the last number that a version can have",
+            hint="delete the keys `router:v1:{policies}:*` of the fleet's Redis, then push again",
+        )
+    return number
+
+
 def _row(standing: Standing, version: Version) -> Row:
-    if standing.looked_ms > version.at_ms:
+    if standing.is_beyond(version):
         return Row("refused", f"it is at version #{standing.looked} already", standing)
     if not standing.has_answered(version):
         working = " (it is still checking)" if standing.state == "checking" else ""

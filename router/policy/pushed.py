@@ -2,14 +2,18 @@
 
 A version is a whole set of policies under a number that only grows, or the word that the folder is to serve again. What
 comes back from the store is read as strictly as a file: whoever can write there must not be able to put a router into
-a state that a folder could not.
+a state that a folder could not. Where processes share a secret, a version is signed with it: number, time, and all that
+is known of it, a hash of its files among that. So who can write there and has no secret can put nothing in force, nor
+something old anew under a later number.
 """
 
 from __future__ import annotations
 
+import hmac
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any, Literal, get_args
 
 from router.errors import PolicyError
@@ -23,6 +27,7 @@ State = Literal["none", "checking", "taken", "refused", "older", "left"]
 MAX_PUSH_BYTES = MAX_FILE_BYTES  # of all files together
 MAX_PACKED_BYTES = 6 * MAX_PUSH_BYTES + 64 * 1024  # the same as JSON, every character escaped
 MOST_VERSIONS = 20
+MOST_NUMBER = 10**9 - 1
 MOST_CHARS = 500  # of a message, or a reason
 _MOST_NOTE_BYTES = 64 * 1024
 _MOST_FILES = 500
@@ -36,9 +41,10 @@ class Version:
     """One version of the policies of a fleet.
 
     `number` counts from 1. `at_ms` is Unix milliseconds by the clock of Redis. `revision` is that of the files, empty
-    where the folder of each process serves again. `who` pushed it, `of` is the version whose files a rollback took (or
-    0). `over` are the revisions of the folders that it took the place of: a folder that changes to another one is
-    newer than it, and a sticky version outlives restarts for processes whose folder has one of them.
+    where the folder of each process serves again, and `digest` the SHA-256 of the files as they are stored. `who`
+    pushed it, `of` is the version whose files a rollback took (or 0). `over` are the revisions of the folders that it
+    took the place of: a folder that changes to another one is newer than it, and a sticky version outlives restarts for
+    processes whose folder has one of them.
     """
 
     number: int
@@ -50,11 +56,17 @@ class Version:
     is_sticky: bool = False
     over: tuple[str, ...] = ()
     of: int = 0
+    digest: str = ""
 
     @property
     def is_folder(self) -> bool:
         """Whether it says that the folder serves."""
         return not self.revision
+
+    @property
+    def moment(self) -> tuple[int, int]:
+        """What orders versions: the number, and between two of one number, after Redis lost all, the time."""
+        return self.number, self.at_ms
 
     def stands_over(self, folder: str) -> bool:
         """Whether a process that starts with a folder of this revision takes the version all the same."""
@@ -79,6 +91,7 @@ class Standing:
     """What a process says of itself: the set that it serves, and how it stands to the version `looked` at last.
 
     `looked_ms` is the time of that version, which tells it from another of the same number, after Redis lost all.
+    `last` is the latest number that it could believe: the next version must have a later one.
     `folder` is the revision of its folder, `source` where its set is from, `since_ms` (Unix) since when. `silent_ms` is
     for how long it has not been heard of, which only the reader knows.
     """
@@ -89,6 +102,7 @@ class Standing:
     folder: str
     looked: int = 0
     looked_ms: int = 0
+    last: int = 0
     state: State = "none"
     reason: str = ""
     since_ms: int = 0
@@ -96,9 +110,13 @@ class Standing:
 
     def has_answered(self, version: Version) -> bool:
         """Whether it has come to an end with that version, or is beyond it."""
-        if self.looked_ms == version.at_ms:
+        if (self.looked, self.looked_ms) == version.moment:
             return self.state not in ("none", "checking")
-        return self.looked_ms > version.at_ms
+        return self.is_beyond(version)
+
+    def is_beyond(self, version: Version) -> bool:
+        """Whether it follows a later version. One that it could not believe is none: anybody may have written that."""
+        return (self.looked, self.looked_ms) > version.moment and self.state not in ("none", "refused")
 
     def shown(self) -> dict[str, Any]:
         """As JSON."""
@@ -141,8 +159,8 @@ def pack_files(files: Mapping[str, bytes]) -> bytes:
 def unpack_files(data: bytes, version: Version) -> dict[str, bytes]:
     """The files of a version out of the store. Raises PolicyError when they are not what was pushed."""
     damaged = f"version #{version.number}: what the store holds of it is damaged"
-    if len(data) > MAX_PACKED_BYTES:
-        raise PolicyError(damaged)
+    if len(data) > MAX_PACKED_BYTES or sha256(data).hexdigest() != version.digest:
+        raise PolicyError(damaged, hint="push the policies again")
     try:
         texts = json.loads(data)
         files = {name: text.encode() for name, text in texts.items()}
@@ -154,9 +172,9 @@ def unpack_files(data: bytes, version: Version) -> dict[str, bytes]:
     return files
 
 
-def pack_version(version: Version) -> bytes:
-    """A version as it is stored, but for its number and time, which the store gives."""
-    return json.dumps(
+def pack_version(version: Version, key: bytes | None) -> bytes:
+    """A version as it is stored: Unix milliseconds, its seal with `key` (`-` without one), the rest as JSON."""
+    note = json.dumps(
         {
             "revision": version.revision,
             "how": version.how,
@@ -165,13 +183,17 @@ def pack_version(version: Version) -> bytes:
             "is_sticky": version.is_sticky,
             "over": list(version.over[:_MOST_OVER]),
             "of": version.of,
+            "digest": version.digest,
         }
     ).encode()
+    seal = b"-" if key is None else _seal(key, version.number, b"%d" % version.at_ms, note)
+    return b"%d %s %s" % (version.at_ms, seal, note)
 
 
 def unpack_version(number: int, data: bytes) -> Version | None:
-    """A version out of the store: Unix milliseconds, a space, what `pack_version` made. None when it is none."""
-    at, _, note = data.partition(b" ")
+    """A version out of the store, whoever wrote it. None when it is none."""
+    at, _, rest = data.partition(b" ")
+    note = rest.partition(b" ")[2]
     if len(data) > _MOST_NOTE_BYTES or not at.isdigit() or len(at) > 15:
         return None
     try:
@@ -186,11 +208,12 @@ def unpack_version(number: int, data: bytes) -> Version | None:
             said["is_sticky"],
             tuple(said["over"]),
             said["of"],
+            said["digest"],
         )
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     is_whole = (
-        all(_is_line(text) for text in (version.who, version.message))
+        all(_is_line(text) for text in (version.who, version.message, version.digest))
         and version.how in get_args(How)
         and all(_is_revision(each) for each in (*version.over, *([version.revision] if version.revision else [])))
         and isinstance(version.revision, str)
@@ -198,6 +221,18 @@ def unpack_version(number: int, data: bytes) -> Version | None:
         and type(version.of) is int
     )
     return version if is_whole else None
+
+
+def is_sealed(number: int, data: bytes, key: bytes) -> bool:
+    """Whether a version out of the store was written under this number by somebody who has the key."""
+    at, _, rest = data.partition(b" ")
+    seal, _, note = rest.partition(b" ")
+    return hmac.compare_digest(seal, _seal(key, number, at, note))
+
+
+def _seal(key: bytes, number: int, at: bytes, note: bytes) -> bytes:
+    """HMAC-SHA256 in hex over number, time and note, none of the first two with a space."""
+    return hmac.new(key, b"%d %s %s" % (number, at, note), sha256).hexdigest().encode()
 
 
 def pack_standing(standing: Standing) -> bytes:
@@ -208,6 +243,7 @@ def pack_standing(standing: Standing) -> bytes:
             "folder": standing.folder,
             "looked": standing.looked,
             "looked_ms": standing.looked_ms,
+            "last": standing.last,
             "state": standing.state,
             "reason": _line(standing.reason),
             "since_ms": standing.since_ms,
@@ -230,6 +266,7 @@ def unpack_standing(name: bytes, data: bytes, now_ms: int) -> Standing | None:
             said["folder"],
             said["looked"],
             said["looked_ms"],
+            said["last"],
             said["state"],
             said["reason"],
             said["since_ms"],
@@ -239,7 +276,7 @@ def unpack_standing(name: bytes, data: bytes, now_ms: int) -> Standing | None:
     is_whole = (
         all(_is_line(text) for text in (standing.source, standing.folder, standing.reason))
         and standing.state in get_args(State)
-        and all(type(count) is int for count in (standing.looked, standing.looked_ms))
+        and all(type(count) is int for count in (standing.looked, standing.looked_ms, standing.last))
         and type(standing.since_ms) is int
     )
     return replace(standing, silent_ms=now_ms - int(at)) if is_whole else None

@@ -25,8 +25,8 @@ from watchfiles import awatch
 from router.errors import PolicyError
 from router.policy.check import revision_of
 from router.policy.compile import PolicySet
-from router.policy.history import ROLLBACK_MARK, Entry, How, PolicyHistory, is_policy_file
-from router.policy.source import MAX_FOLDER_BYTES, visible
+from router.policy.folder import read_folder
+from router.policy.history import Entry, How, PolicyHistory
 
 CompileFolder = Callable[[Mapping[str, bytes]], PolicySet]
 
@@ -35,44 +35,6 @@ _SETTLE_S = 0.06  # a folder must be unchanged for so long before it is compiled
 _MOST_TRIES = 50
 _DEBOUNCE_MS = 50
 _STEP_MS = 20
-_CUT_SHORT = f"`router policy rollback REVISION` finishes it; the file `{ROLLBACK_MARK}` names the revision"
-_MOST_FILES = 500
-
-
-def read_folder(folder: Path, *, is_rollback: bool = False) -> dict[str, bytes]:
-    """The policy files of a folder by name, from one version of it. Raises PolicyError when it cannot be read.
-
-    A ConfigMap volume keeps its files behind the link `..data`; the link is followed once, so that a swap in between
-    cannot mix two versions. A folder in the middle of a rollback is read for another rollback only.
-    """
-    try:
-        root = Path(os.path.realpath(folder, strict=True))
-        linked = root / "..data"
-        if linked.is_symlink():
-            root = Path(os.path.realpath(linked, strict=True))
-        found = os.listdir(root)
-        if ROLLBACK_MARK in found and not is_rollback:
-            raise PolicyError(f"{folder}: a rollback is under way, or was cut short", hint=_CUT_SHORT)
-        names = sorted(name for name in found if is_policy_file(name))
-        if len(names) > _MOST_FILES:
-            raise PolicyError(f"{folder}: {len(names)} files, at most {_MOST_FILES} are read")
-        files = {}
-        room = MAX_FOLDER_BYTES + 1  # one byte over is enough to know
-        for name in names:
-            if not os.path.isfile(root / name):  # a pipe would be waited for, a folder or a dead link cannot be read
-                raise PolicyError(visible(f"{folder}/{name}: not a file"), hint="take it out of the folder")
-            with open(root / name, "rb") as file:
-                files[name] = file.read(max(room, 0) + 1)
-            room -= len(files[name])
-        return files
-    except OSError as exc:
-        reason = exc.strerror or type(exc).__name__
-        at = (
-            f"{folder}/{os.path.basename(exc.filename)}"
-            if is_policy_file(os.path.basename(str(exc.filename)))
-            else str(folder)
-        )
-        raise PolicyError(visible(f"{at}: cannot be read: {reason}"), hint="`--policies` names the folder") from exc
 
 
 class PolicyStore:
@@ -160,7 +122,7 @@ class PolicyStore:
                 raise
             return self.current
         self._take(policies)
-        self._record(files, "start")
+        self._record(policies, files, "start")
         return self.current
 
     async def reload(self) -> bool:
@@ -288,10 +250,10 @@ class PolicyStore:
             return True
         return False
 
-    def _record(self, files: Mapping[str, bytes], how: How) -> None:
-        """Keep what was taken; it runs in a thread where there is an event loop."""
-        if self._history is not None and self._current is not None:
-            self._history.record(self._current.revision, files, how)
+    def _record(self, policies: PolicySet, files: Mapping[str, bytes], how: How) -> None:
+        """Keep a set of the folder that compiles; it runs in a thread where there is an event loop."""
+        if self._history is not None:
+            self._history.record(policies.revision, files, how)
             self._kept = self._history.entries()
 
     async def _look(self, *, is_forced: bool) -> bool:
@@ -322,7 +284,7 @@ class PolicyStore:
             return False
         if self._current is not None and self._seen == self._current.revision and not is_older:
             self._take(self._current)  # back to what is in force: nothing to compile, no error any more
-            await asyncio.to_thread(self._record, files, "reload")
+            await asyncio.to_thread(self._record, self._current, files, "reload")
             return is_forced
         try:
             policies = await asyncio.to_thread(self._compiled, files, self._compile)
@@ -334,10 +296,12 @@ class PolicyStore:
             return False
         if is_older:
             self._of_folder, self._error, self._error_at = policies, "", None
+            self._is_from_history = False
+            await asyncio.to_thread(self._record, policies, files, "reload")
             return False
         self._take(policies)
         self._reloads += 1
-        await asyncio.to_thread(self._record, files, "reload")
+        await asyncio.to_thread(self._record, policies, files, "reload")
         return True
 
     async def _settled(self, files: dict[str, bytes]) -> dict[str, bytes]:

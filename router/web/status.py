@@ -218,6 +218,16 @@ def _serving(is_ready: bool, policy: Figures) -> Iterator[dict[str, str]]:
             f"version #{refused['number']} of the pushed policies was refused: {first}",
             "`/policy` has all of it; `router policy rollback`, or push policies that this process takes",
         )
+    if trouble := (policy.get("fleet") or {}).get("trouble"):
+        yield _note(
+            f"Redis does not do what pushed policies need: {trouble}",
+            "the log says what was asked; the rights that its user needs are in docs/operations.md",
+        )
+    if (policy.get("fleet") or {}).get("is_behind"):
+        yield _note(
+            "Redis has lost the version of the pushed policies that this process follows",
+            "push it again: a process that starts now does not know it",
+        )
 
 
 def _redis(links: tuple[str, ...], gauges: Mapping[str, Figures]) -> Iterator[dict[str, str]]:

@@ -23,9 +23,9 @@ from router.cli.policy_diff import compare, diff
 from router.errors import TraceStoreError
 from router.policy.check import compile_folder, revision_of
 from router.policy.diff import Comparison
+from router.policy.folder import read_folder
 from router.policy.forecast import Recorded
 from router.policy.history import PolicyHistory
-from router.policy.store import read_folder
 from router.trace.recorded import scan
 
 

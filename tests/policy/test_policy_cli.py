@@ -16,8 +16,8 @@ from router.classify.label import PLACES
 from router.cli.policy import policy
 from router.facts.vocabulary import FACTS
 from router.policy.check import revision_of
+from router.policy.folder import read_folder
 from router.policy.history import PolicyHistory
-from router.policy.store import read_folder
 
 ROOT = Path(__file__).parents[2]
 TICKET = "Classify this ticket as billing, technical or account: I can't log in after resetting my password."

@@ -20,7 +20,7 @@ from router.facts.inspect import Caller, Facts, inspect
 from router.policy.check import compile_folder
 from router.policy.compile import CompiledPolicy, CompiledRule
 from router.policy.decide import NEEDS_LABEL, Decision, decide, explain
-from router.policy.store import read_folder
+from router.policy.folder import read_folder
 from router.policy.written import NO_RETRY, OWN_TIMEOUTS
 from router.swap.check import can_serve
 from router.wire.messages import MessagesRequest, read_request
@@ -42,8 +42,9 @@ def by_words(body: dict) -> Label:
     return EASY if "Classify" in str(body["messages"]) else HARD
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def shipped(catalog: Catalog) -> CompiledPolicy:
+    """A value, but for the decisions that it remembers, as it does in a router."""
     return compile_folder(read_folder(POLICIES), catalog=catalog, classify=by_words).policies["default"]
 
 
@@ -150,10 +151,9 @@ labels = st.builds(
 
 
 @given(worlds, st.none() | labels)
-def test_hard_work_never_goes_down_unnoticed(catalog: Catalog, world: dict, label: Label | None) -> None:
+def test_hard_work_never_goes_down_unnoticed(shipped: CompiledPolicy, world: dict, label: Label | None) -> None:
     """The shipped policy's promise: a request that is hard, or not known to be easy, never moves to a smaller model."""
-    policy = compile_folder(read_folder(POLICIES), catalog=catalog, classify=by_words).policies["default"]
-    decision = decide(policy, Facts.given(world), label, label_failed=True)
+    decision = decide(shipped, Facts.given(world), label, label_failed=True)
     assert isinstance(decision, Decision)
     lane = decision.route[0].name
     is_easy = label is not None and label.task in TASKS[:7] and label.difficulty < 0.5 and label.p_hard < 0.5
@@ -255,13 +255,12 @@ def test_haiku_can_serve_the_sub_agents_of_claude_code(
 
 
 @given(worlds, st.none() | labels)
-def test_explaining_agrees_with_deciding(catalog: Catalog, world: dict, label: Label | None) -> None:
+def test_explaining_agrees_with_deciding(shipped: CompiledPolicy, world: dict, label: Label | None) -> None:
     """The same rule matches, and each rule before it shows the clause that `why` names."""
-    policy = compile_folder(read_folder(POLICIES), catalog=catalog, classify=by_words).policies["default"]
     facts = Facts.given(world)
-    decision = decide(policy, facts, label, label_failed=label is None)
+    decision = decide(shipped, facts, label, label_failed=label is None)
     assert isinstance(decision, Decision)
-    seen = explain(policy, facts, label)
+    seen = explain(shipped, facts, label)
     assert [rule.name for rule in seen if rule.outcome == "matched"] == [decision.rule]
     for rule, why in zip(seen, decision.why, strict=False):
         failed = next((clause for clause in rule.clauses if clause.is_true is False), None)

@@ -23,8 +23,8 @@ from router.facts.vocabulary import FACTS, fact_spec
 from router.policy.check import compile_folder
 from router.policy.compile import PolicySet
 from router.policy.diff import Comparison, Tally
+from router.policy.folder import read_folder
 from router.policy.forecast import Recorded
-from router.policy.store import read_folder
 from router.trace.recorded import count, scan
 from router.trace.sqlite import SqliteTraceSink
 from router.usage import Tokens, Usage

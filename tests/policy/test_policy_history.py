@@ -12,8 +12,8 @@ import pytest
 
 from router.errors import PolicyError
 from router.policy.check import revision_of
+from router.policy.folder import read_folder
 from router.policy.history import ROLLBACK_MARK, PolicyHistory, roll_back
-from router.policy.store import read_folder
 
 
 class Clock:

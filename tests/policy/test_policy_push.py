@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from kit.fleet import MODELS, encoded, folder_of, heard, member, pair, policy_page, push, run, served, version
 from kit.redis_server import RedisServer, becomes
 from kit.redis_topologies import Cluster, running, server_programs
 from kit.stage import Stage, stage
@@ -21,15 +23,14 @@ from kit.stage import Stage, stage
 from router.cli.main import cli
 from router.errors import SettingsError
 from router.policy.check import revision_of
+from router.policy.folder import read_folder
 from router.policy.push_store import FILES, LEASE_MS, NOTES, NOW, PROCESSES, Overtaken, PushStore
 from router.policy.pushed import Version, pack_files, pack_version
-from router.policy.store import read_folder
 from router.redis_link import RedisLink
 from router.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
-MODELS = ("claude-haiku-5-5", "claude-sonnet-5-5")
 LIVE_S = 3.0  # a second on a machine that does nothing else
 Link = Callable[..., RedisLink]
 
@@ -46,74 +47,6 @@ def _brisk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.fixture
 def pace() -> None:
     """The pace of the program itself."""
-
-
-def version(number: int, route: str = "it") -> dict[str, str]:
-    """Two files that belong together: any mix of two versions compiles, and is seen by rule and model."""
-    lanes = f"version: 1\nlanes: {{it: {{model: {MODELS[number % 2]}}}}}\ndefault_lane: it\n"
-    policy = f"version: 1\nrules: [{{name: rule-{number}, route: {route}}}]\notherwise: as-asked\n"
-    return {"lanes": lanes, "default": policy}
-
-
-def encoded(number: int) -> dict[str, bytes]:
-    return {f"{name}.yaml": text.encode() for name, text in version(number).items()}
-
-
-def folder_of(place: Path, files: Mapping[str, str]) -> Path:
-    place.mkdir(exist_ok=True)
-    for name, text in files.items():
-        (place / f"{name}.yaml").write_text(text)
-    return place
-
-
-def member(redis: RedisServer, number: int = 0, **settings: Any) -> Any:
-    """A router of the fleet whose folder holds version `number`."""
-    return stage(policies=version(number), fleet=redis.url, **settings)
-
-
-@asynccontextmanager
-async def pair(redis: RedisServer) -> AsyncIterator[tuple[Stage, Stage]]:
-    """Two routers that have been heard of."""
-    async with member(redis) as one, member(redis) as other:
-        await heard(one, 2)
-        await heard(other, 2)
-        yield one, other
-
-
-async def heard(s: Stage, processes: int, other_revision: int = 0) -> None:
-    """Wait until a router counts so many."""
-    figures = lambda: (s.app.fleet.stats()["processes"], s.app.fleet.stats()["other_revision"])  # noqa: E731
-    await becomes(lambda: figures() == (processes, other_revision))
-
-
-async def run(redis: RedisServer, *arguments: str) -> Result:
-    """`router policy ARGUMENTS` on this fleet, without any setting from outside."""
-    command = ["policy", *arguments, "--fleet", redis.url]
-    return await asyncio.to_thread(CliRunner().invoke, cli, command, env={"ROUTER_CONFIG": None})
-
-
-async def push(redis: RedisServer, place: Path, number: int, *options: str) -> dict[str, Any]:
-    """Push version `number`; what the command printed."""
-    folder = folder_of(place / f"version-{number}", version(number))
-    result = await run(redis, "push", str(folder), "--json", *options)
-    assert result.exit_code == 0, result.output
-    return dict(json.loads(result.stdout))
-
-
-async def served(s: Stage) -> tuple[str | None, str | None]:
-    """Rule and revision of an answer."""
-    reply = await s.messages()
-    assert reply.status == 200
-    return reply.header("x-router-rule"), (reply.header("x-router-policy") or "").rpartition("@")[2]
-
-
-async def policy_page(s: Stage) -> Any:
-    """What `/policy` says."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", s.admin_port)
-    writer.write(b"GET /policy HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
-    body = (await reader.read()).partition(b"\r\n\r\n")[2]
-    writer.close()
-    return json.loads(body)
 
 
 # A push
@@ -278,14 +211,17 @@ async def test_unpush_gives_every_process_its_own_folder_back(redis_server: Redi
             assert (await served(late))[0] == "rule-2"
 
 
-async def test_the_last_twenty_versions_are_kept(redis_server: RedisServer, connect: Link):
+async def test_the_last_twenty_versions_are_kept(
+    redis_server: RedisServer, connect: Link, monkeypatch: pytest.MonkeyPatch
+):
     """Of the oldest, notes and files go."""
-    store = PushStore(connect(redis_server.url))
+    store = PushStore(connect(redis_server.url, deadline_s=2.0))
+    monkeypatch.setattr("router.policy.push_store._NOBODY_S", 0.0)
     for number in range(23):
         await store.push(Version(0, 0, revision_of(encoded(number)), "push"), pack_files(encoded(number)))
     versions = await store.versions()
     assert [each.number for each in versions] == list(range(4, 24))
-    assert all(one.at_ms < two.at_ms for one, two in pairwise(versions))
+    assert all(one.at_ms <= two.at_ms for one, two in pairwise(versions))
     assert await store.files(versions[0]) == encoded(3)
     assert redis_server.say("HLEN", FILES) == b":20\r\n"
 
@@ -304,7 +240,7 @@ async def test_a_cluster_and_a_valkey_do_as_well(kind: str, tmp_path: Path, conn
             new = await store.push(Version(0, 0, revision_of(encoded(1)), "push"), pack_files(encoded(1)))
             assert [row.state for row in await store.acknowledged(new, 10)] == ["taken"]
             assert (await served(s))[0] == "rule-1"
-            back = await store.push(Version(0, 0, new.revision, "rollback"), files_of=1, in_force=1)
+            back = await store.push(Version(0, 0, new.revision, "rollback"), files_of=new, in_force=1)
             assert [row.state for row in await store.acknowledged(back, 10)] == ["taken"]
             assert s.app.policies.source == "pushed #2"
 
@@ -321,12 +257,12 @@ def started(server: RedisServer) -> Iterator[None]:
 
 async def test_who_is_overtaken_changes_nothing(redis_server: RedisServer, connect: Link):
     """A rollback is from the version that was looked at, and from no other."""
-    store = PushStore(connect(redis_server.url))
+    store = PushStore(connect(redis_server.url, deadline_s=2.0))
     new = Version(0, 0, revision_of(encoded(1)), "push")
-    await store.push(new, pack_files(encoded(1)))
+    first = await store.push(new, pack_files(encoded(1)))
     await store.push(new, pack_files(encoded(1)))
     with pytest.raises(Overtaken) as caught:
-        await store.push(replace(new, how="rollback"), files_of=1, in_force=1)
+        await store.push(replace(new, how="rollback"), files_of=first, in_force=1)
     assert caught.value.number == 2
     assert await store.number() == 2
 
@@ -377,14 +313,16 @@ async def test_going_back_to_folders_that_hold_the_same_says_that_nothing_has_ch
         await push(redis_server, tmp_path, 1)
         s.write_policy(version(1)["default"])
         await becomes(lambda: s.app.policies.pushed == 0)
-        follower = s.app.fleet._follower
-        await becomes(lambda: follower is not None and follower._announced == s.app.policies.current.revision)
-        result = await run(redis_server, "rollback")
-        assert result.exit_code == 1, result.output
-        assert "nothing has changed" in result.stderr
-        again = await run(redis_server, "rollback")
-        assert again.exit_code == 1
-        assert "nothing before it" in again.stderr
+        follower, rev = s.app.fleet._follower, s.app.policies.current.revision
+        await becomes(lambda: follower is not None and follower._announced == rev)
+        for _ in range(2):
+            result = await run(redis_server, "rollback")
+            assert result.exit_code == 1, result.output
+            assert f"nothing would change, so nothing was done: the folder of each process holds revision {rev}" in (
+                result.stderr
+            )
+        assert redis_server.say("GET", NOW) == b"$1\r\n1\r\n"
+        assert (await run(redis_server, "unpush")).exit_code == 0  # which is what it asks for, and so
 
 
 async def test_a_broken_folder_is_told_and_the_push_goes_on(redis_server: RedisServer, tmp_path: Path):
@@ -471,10 +409,10 @@ async def test_while_redis_is_down_what_is_in_force_stays(redis_server: RedisSer
 
 async def test_who_is_not_heard_of_is_not_waited_for(redis_server: RedisServer, connect: Link):
     """One that died before is passed over; one that was there a moment ago, and says nothing, is silent."""
-    link = connect(redis_server.url)
+    link = connect(redis_server.url, deadline_s=2.0)
     store = PushStore(link)
     now_ms = await store.now_ms()
-    said = b'{"source":"folder","folder":"","looked":0,"looked_ms":0,"state":"none","reason":"","since_ms":0}'
+    said = b'{"source":"folder","folder":"","looked":0,"looked_ms":0,"last":0,"state":"none","reason":"","since_ms":0}'
     for name, ago_ms in (("dead", LEASE_MS + 1000), ("mute", 0)):
         await link.ask("HSET", PROCESSES, name, b"%d 000000000000 %s" % (now_ms - ago_ms, said))
     async with member(redis_server) as s:
@@ -508,7 +446,7 @@ DAMAGE = {
 
 async def test_what_others_write_there_stops_no_router(redis_server: RedisServer, connect: Link):
     """What is not a version is not taken, and what serves goes on; with that gone the next push is taken."""
-    link = connect(redis_server.url)
+    link = connect(redis_server.url, deadline_s=2.0)
     store = PushStore(link)
     asked = lambda: s.app.stores.links["redis_fleet"].stats()["asked"]  # noqa: E731
     async with member(redis_server) as s:
@@ -517,8 +455,9 @@ async def test_what_others_write_there_stops_no_router(redis_server: RedisServer
             for key in (NOW, NOTES, FILES):
                 redis_server.say("DEL", key)
             if damage[1] != NOW and damage[1] != PROCESSES:  # a version, but for what is wrong with it
-                note = pack_version(Version(0, 0, revision_of(encoded(1)), "push"))
-                await link.ask("HSET", NOTES, "1", b"%d %s" % (await store.now_ms(), note))
+                digest = sha256(pack_files(encoded(1))).hexdigest()
+                new = Version(1, await store.now_ms(), revision_of(encoded(1)), "push", digest=digest)
+                await link.ask("HSET", NOTES, "1", pack_version(new, None))
                 await link.ask("HSET", FILES, "1", pack_files(encoded(1)))
             if damage[0] != "HDEL" and damage[1:3] not in ((NOTES, "1"), (FILES, "1")):
                 redis_server.say("DEL", damage[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from hashlib import sha256
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from router.policy.pushed import (
     MAX_PUSH_BYTES,
     Standing,
     Version,
+    is_sealed,
     pack_files,
     pack_standing,
     pack_version,
@@ -25,14 +27,24 @@ from router.policy.pushed import (
 )
 
 FILES = {"lanes.yaml": b"version: 1\n", "default.yaml": "# café\n".encode()}
-VERSION = Version(3, 1000, revision_of(FILES), "push", "ana@host", "a \u201cbetter\u201d rule", True, ("0" * 12,), 1)
-STANDING = Standing("host:1:ab", "0" * 12, "pushed #3", "1" * 12, 3, 1000, "taken", "", 99, 7)
+VERSION = Version(
+    3, 1000, revision_of(FILES), "push", "ana@host", "a \u201cbetter\u201d rule", True, ("0" * 12,), 1,
+    sha256(pack_files(FILES)).hexdigest(),
+)  # fmt: skip
+
+
+def of(files: dict[str, bytes]) -> Version:
+    """A version of these files."""
+    return replace(VERSION, revision=revision_of(files), digest=sha256(pack_files(files)).hexdigest())
+
+
+STANDING = Standing("host:1:ab", "0" * 12, "pushed #3", "1" * 12, 3, 1000, 3, "taken", "", 99, 7)
 
 
 def test_what_is_stored_comes_back() -> None:
     """Files, a version, a word of a process."""
     assert unpack_files(pack_files(FILES), VERSION) == FILES
-    assert unpack_version(3, b"1000 " + pack_version(VERSION)) == VERSION
+    assert unpack_version(3, pack_version(VERSION, None)) == VERSION
     line = b"5 " + STANDING.revision.encode() + b" " + pack_standing(STANDING)
     assert unpack_standing(STANDING.name.encode(), line, 12) == STANDING
 
@@ -41,8 +53,7 @@ def test_what_is_stored_comes_back() -> None:
 def test_any_text_comes_back_byte_for_byte(texts: dict[str, str]) -> None:
     """The revision is a hash of the bytes, so not one may change on the way."""
     files = {name: text.encode() for name, text in texts.items()}
-    version = replace(VERSION, revision=revision_of(files))
-    assert unpack_files(pack_files(files), version) == files
+    assert unpack_files(pack_files(files), of(files)) == files
 
 
 def test_the_largest_set_fits_however_it_is_written() -> None:
@@ -50,7 +61,7 @@ def test_the_largest_set_fits_however_it_is_written() -> None:
     files = {"default.yaml": b"\x01" * MAX_PUSH_BYTES}
     packed = pack_files(files)
     assert len(packed) <= MAX_PACKED_BYTES
-    assert unpack_files(packed, replace(VERSION, revision=revision_of(files))) == files
+    assert unpack_files(packed, of(files)) == files
 
 
 @pytest.mark.parametrize(
@@ -85,16 +96,18 @@ def test_files_that_are_not_what_was_pushed_are_refused(data: bytes) -> None:
     """Whatever somebody wrote there: the hash says whether it is what was checked."""
     with pytest.raises(PolicyError):
         unpack_files(data, VERSION)
+    with pytest.raises(PolicyError):  # nor when whoever wrote it has put the hash of it into the version
+        unpack_files(data, replace(VERSION, digest=sha256(data).hexdigest()))
 
 
 @pytest.mark.parametrize("change", [
     {"revision": "UPPER"}, {"revision": 1}, {"how": "force"}, {"who": "a\nb"}, {"message": 1}, {"is_sticky": 1},
-    {"over": ["x"]}, {"over": 5}, {"of": "1"}, {"message": "x" * 501},
+    {"over": ["x"]}, {"over": 5}, {"of": "1"}, {"message": "x" * 501}, {"digest": 1},
 ])  # fmt: skip
 def test_a_version_that_is_not_of_this_form_is_none(change: dict[str, object]) -> None:
     """One wrong field is enough, and no field can carry a line of its own into a log."""
-    note = {**json.loads(pack_version(VERSION)), **change}
-    assert unpack_version(3, b"1000 " + json.dumps(note).encode()) is None
+    note = {**json.loads(pack_version(VERSION, None).split(b" ", 2)[2]), **change}
+    assert unpack_version(3, b"1000 - " + json.dumps(note).encode()) is None
 
 
 @given(st.binary(max_size=200))
@@ -106,7 +119,7 @@ def test_bytes_that_nobody_of_us_wrote_are_nothing(data: bytes) -> None:
 
 def test_a_message_of_many_lines_becomes_one_and_is_cut() -> None:
     """It is printed in tables and in the log."""
-    version = unpack_version(1, b"1 " + pack_version(replace(VERSION, message="one\n\x1b[2Jtwo " + "x" * 900)))
+    version = unpack_version(1, pack_version(replace(VERSION, message="one\n\x1b[2Jtwo " + "x" * 900), None))
     assert version is not None
     assert version.message.startswith("one ·[2Jtwo x")
     assert len(version.message) == 500
@@ -124,6 +137,31 @@ def test_a_sticky_version_stands_over_the_folders_it_was_pushed_over() -> None:
 def test_a_process_has_answered_when_it_took_refused_or_went_beyond() -> None:
     """While it checks it has not."""
     assert STANDING.has_answered(VERSION)
-    assert STANDING.has_answered(replace(VERSION, number=2, at_ms=999))
+    assert STANDING.has_answered(replace(VERSION, number=2, at_ms=9_999))  # whatever the clock of Redis does
     assert not STANDING.has_answered(replace(VERSION, at_ms=1001))  # another of the same number, after a loss
     assert not replace(STANDING, state="checking").has_answered(VERSION)
+    # anybody may have written a number that this process could not believe
+    assert not replace(STANDING, looked=900, state="refused").has_answered(VERSION)
+
+
+KEY, OTHER = b"k" * 32, b"o" * 32
+
+
+def test_a_version_is_signed_with_its_number_its_time_and_all_that_is_known_of_it() -> None:
+    """Nothing of it can be changed without the key, and no number be given to it but its own."""
+    data = pack_version(VERSION, KEY)
+    assert unpack_version(3, data) == VERSION
+    assert is_sealed(3, data, KEY)
+    assert not is_sealed(4, data, KEY)
+    assert not is_sealed(3, data, OTHER)
+    assert not is_sealed(3, b"1001" + data[4:], KEY)
+    assert not is_sealed(3, pack_version(VERSION, None), KEY)
+    for at in range(len(data)):
+        changed = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+        assert not is_sealed(3, changed, KEY)
+
+
+@given(st.binary(max_size=200))
+def test_nothing_that_somebody_without_the_key_writes_is_signed(data: bytes) -> None:
+    """Nor does it raise."""
+    assert not is_sealed(1, data, KEY)

@@ -17,8 +17,9 @@ from router.catalog.lookup import Catalog
 from router.errors import PolicyError
 from router.policy.check import check_folder, revision_of
 from router.policy.compile import PolicySet
+from router.policy.folder import read_folder
 from router.policy.history import ROLLBACK_MARK, PolicyHistory, roll_back
-from router.policy.store import PolicyStore, read_folder
+from router.policy.store import PolicyStore
 
 Compile = Callable[[dict[str, bytes]], PolicySet]
 MODELS = ("claude-haiku-5-5", "claude-sonnet-5-5")

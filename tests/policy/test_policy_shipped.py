@@ -17,8 +17,8 @@ from router.facts.inspect import Facts
 from router.policy.check import compile_folder
 from router.policy.compile import PolicySet
 from router.policy.decide import Decision, decide
+from router.policy.folder import read_folder
 from router.policy.history import PolicyHistory
-from router.policy.store import read_folder
 
 POLICIES = Path(__file__).parents[2] / "policies"
 EASY = Label("summarization", 0.1, 0.95, 0.05)

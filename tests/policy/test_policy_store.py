@@ -12,7 +12,8 @@ import pytest
 
 from router.errors import PolicyError
 from router.policy.compile import PolicySet
-from router.policy.store import PolicyStore, read_folder
+from router.policy.folder import read_folder
+from router.policy.store import PolicyStore
 
 LANES = (
     b"version: 1\nlanes: {haiku: {model: claude-haiku-5-5}, sonnet: {model: claude-sonnet-5-5}}\ndefault_lane: sonnet\n"

@@ -11,8 +11,9 @@ import pytest
 from router.errors import PolicyError
 from router.policy.check import revision_of
 from router.policy.compile import PolicySet
+from router.policy.folder import read_folder
 from router.policy.history import PolicyHistory
-from router.policy.store import PolicyStore, read_folder
+from router.policy.store import PolicyStore
 
 Compile = Callable[[dict[str, bytes]], PolicySet]
 pytestmark = pytest.mark.anyio

@@ -155,7 +155,7 @@ def test_the_mark_is_let_go_by_the_same_key_and_by_its_button(filled: Shown, pag
 
 def test_requests_that_share_a_trace_are_told_apart(page: Any, tmp_path: Path) -> None:
     """A caller may continue one trace in many requests: then each is named by its own id."""
-    with shown(tmp_path) as twins:
+    with shown(tmp_path, tab=page) as twins:
         twins.write(*(a_request(n, ago_s=n, trace_id="a" * 32) for n in (1, 0)))
         page.goto(twins.url)
         expect(page.locator("#rows tr")).to_have_count(2)
