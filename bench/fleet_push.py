@@ -39,6 +39,7 @@ from bench.processes import HERE, LOAD_CORE, SERVER_CORE, nginx, started, wait_u
 from router.policy.check import revision_of
 from tests.kit.redis_server import RedisServer, find_redis_server
 
+_SECRET = "of the bench"
 _PACE_MS = 40.0
 _DRAIN_S = 45.0  # more than the router's own limit
 _DIRECT_RATE = 40.0  # requests a second to each router, to see when a version is live
@@ -240,7 +241,7 @@ def main() -> int:
             settings = {
                 "port": ports[number], "admin_port": ports[2 + number], "upstream_url": line.split()[-1],
                 "policies": str(policies), "policy_history": "off", "cache": redis.url, "fleet": redis.url,
-                "max_lag_ms": 0,
+                "max_lag_ms": 0, "tenant_secret": _SECRET,
                 "traces": f"sqlite:///{folder}/router-{number}.db",
             }  # fmt: skip
             config = folder / f"router-{number}.yaml"
@@ -255,6 +256,7 @@ def main() -> int:
         if front is None:
             raise SystemExit("bench: nginx is not installed (Debian: `apt-get install nginx-light`)")
         os.environ.pop("ROUTER_CONFIG", None)
+        os.environ["ROUTER_TENANT_SECRET"] = _SECRET  # what is pushed is signed, and looked at
         watches, live_s, took_s, missed = uvloop.run(pushes(front.url, members, folder, redis.url, options))
         client, answers, restart_s, rules = uvloop.run(restarts(front.url, members, options))
     ordered = sorted(live_s) or [float("nan")]

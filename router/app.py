@@ -195,7 +195,8 @@ class App:
         )
         if self.deferred is not None:
             gauges |= self.deferred.gauges
-        self.pipeline = Pipeline(parts, None if self.deferred is None else self.deferred.deferral)
+        lane = self.deferred if settings.deferred == "on" else None  # what was taken goes on all the same
+        self.pipeline = Pipeline(parts, None if lane is None else lane.deferral)
         self.api = Api(
             ApiServices(
                 pipeline=self.pipeline,

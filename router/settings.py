@@ -43,7 +43,7 @@ _CHOICES = {
     "log_format": ("auto", "json", "text"),
     "log_level": ("debug", "info", "warning", "error"),
     "upstream_private": ("refuse", "allow"),
-    "fleet_traces": ("on", "off"),
+    **dict.fromkeys(("fleet_traces", "deferred"), ("on", "off")),
 }
 
 
@@ -69,6 +69,7 @@ class Settings:
     traces_keep: str = "30d"
     traces_max_mb: int = 2048
     jobs: str | None = None
+    deferred: str = "on"
     fleet: str | None = None
     fleet_traces: str = "on"
     webhook_hosts: str | None = None
@@ -129,12 +130,12 @@ SETTINGS: Mapping[str, str] = {
     "traces_max_mb": "megabytes that the store may use before the oldest traces go, 16 to 1048576",
     "jobs": (
         "where deferred requests and decisions about batches are kept: `sqlite:///FILE`, or for several replicas "
-        "`redis://…`; unset: "
-        "`NAME-jobs.db` beside the file of `traces`"
+        "`redis://…`; unset: `NAME-jobs.db` beside the file of `traces`"
     ),
+    "deferred": "whether requests that can wait are taken: `on`, or `off`: they are answered at once, taken ones go on",
     "fleet": (
         "where policies are pushed to all replicas at once, and recent traces are shared: `redis://…` as for "
-        "`affinity`; unset or `off`: nowhere. Whoever may write there may route"
+        "`affinity`; unset or `off`: nowhere. Without a `tenant_secret`, whoever may write there may route"
     ),
     "fleet_traces": "whether recent traces go to the Redis of the fleet, for the page of any replica: `on` or `off`",
     "webhook_hosts": (

@@ -24,12 +24,13 @@ CHART = Path(__file__).parent.parent / "helm" / "model-router"
 # Settings that the chart makes from other values.
 OWN = frozenset(
     (*SECRETS, "host", "port", "admin_host", "admin_port", "upstream_url", "upstream_private", "keys", "policies")
-) | {"policy_history", "cache", "affinity", "jobs", "fleet", "traces", "drain_timeout", "drain_delay"}
+) | {"policy_history", "cache", "affinity", "jobs", "deferred", "fleet", "traces", "drain_timeout", "drain_delay"}
 
 _DURATION = r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$"
 _DURATIONS = frozenset(("worker_timeout", "keep_alive", "capture_keep"))
 _DURATIONS_OR_OFF = frozenset(("traces_keep", "models_refresh"))
-_QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|Mi|Gi|Ti|M|G|T)?$"
+# What the templates can compare with `traces_max_mb`; Kubernetes knows more ways to write a size.
+_SIZE = r"^[1-9][0-9]{0,8}(Mi|Gi|Ti)$"
 _NAME = r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)?$"
 
 
@@ -57,7 +58,8 @@ KUBERNETES = {"type": "object", "additionalProperties": True}
 KUBERNETES_LIST = {"type": "array", "items": KUBERNETES}
 ID = {"type": ["integer", "null"], "minimum": 1}
 PORT = number(1, 65535)
-SIZE = text(pattern=_QUANTITY)
+SIZE = text(pattern=_SIZE)
+PORTS = {"type": "array", "items": PORT}
 _AMOUNTS = {"type": "object", "additionalProperties": {"type": ["string", "integer", "number"]}}
 RESOURCES = {
     "type": "object",
@@ -172,12 +174,14 @@ TYPES: dict[str, dict[str, Any]] = {
     "networkPolicy.enabled": FLAG,
     "networkPolicy.apiFrom": KUBERNETES_LIST,
     "networkPolicy.adminFrom": KUBERNETES_LIST,
+    "networkPolicy.dnsTo": KUBERNETES_LIST,
+    "networkPolicy.dnsPorts": {**PORTS, "minItems": 1},
     "networkPolicy.upstreamTo": KUBERNETES_LIST,
-    "networkPolicy.upstreamPort": PORT,
+    "networkPolicy.upstreamPorts": PORTS,
     "networkPolicy.redisTo": KUBERNETES_LIST,
-    "networkPolicy.redisPorts": {"type": "array", "minItems": 1, "items": PORT},
+    "networkPolicy.redisPorts": PORTS,
     "networkPolicy.otlpTo": KUBERNETES_LIST,
-    "networkPolicy.otlpPort": PORT,
+    "networkPolicy.otlpPorts": PORTS,
     "networkPolicy.extraEgress": KUBERNETES_LIST,
     "metrics.serviceMonitor.enabled": FLAG,
     "metrics.serviceMonitor.interval": text(pattern=r"^[0-9]+(ms|s|m)$"),

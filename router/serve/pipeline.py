@@ -82,7 +82,7 @@ class Pipeline:
             return await self._deferral.take(exchange, plan)
         if plan.decision.deferred.mode == "require":
             message = f"rule `{plan.decision.rule}` takes only requests that can wait, and there is no store for them"
-            raise JobsUnavailable(message, hint="set `jobs`, or `traces` to a file")
+            raise JobsUnavailable(message, hint="set `jobs`, or `traces` to a file; and leave `deferred` on")
         return None
 
     async def count_tokens(self, exchange: Exchange) -> Outgoing:

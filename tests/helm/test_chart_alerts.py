@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 from kit.chart import CHART, ROOT, Chart
+from kit.redis_server import RedisServer, becomes
+from kit.stage import stage
 
 Rendered = Callable[[str], Chart]
 
@@ -96,6 +98,31 @@ def test_an_alert_says_how_bad_it_is_and_what_is_the_matter() -> None:
         assert "FLEET" in alert["expr"]
         assert "for" in alert or "increase(" in alert["expr"], alert["alert"]
     assert len({alert["alert"] for alert in ALERTS}) == len(ALERTS) >= 15
+
+
+@pytest.mark.anyio
+async def test_a_redis_that_refuses_the_fleet_is_told_apart_from_one_that_is_away(redis_server: RedisServer) -> None:
+    """A user without a command: the link is up, failures grow, and only the alert that is about that asks for both."""
+    said = redis_server.say("ACL", "SETUSER", "small", "on", ">p", "~router:*", "+@all", "-hset", "-getrange")
+    assert said == b"+OK\r\n"
+    async with stage(fleet=redis_server.url.replace("://", "://small:p@")) as s:
+        await becomes(lambda: s.app.fleet.stats()["failures"] > 1)
+        figures = s.app.metrics.render().decode()
+        assert int(re.findall(r'^router_fleet\{stat="failures"\} (\d+)', figures, re.MULTILINE)[0]) > 1
+        assert re.search(r'^router_redis_fleet\{stat="is_up"\} 1(\.0)?$', figures, re.MULTILINE)
+    exprs = {alert["alert"]: alert["expr"] for alert in ALERTS}
+    both = ('router_fleet{FLEET,stat="failures"}', 'router_redis_fleet{FLEET,stat="is_up"}')
+    assert [name for name, expr in exprs.items() if all(series in expr for series in both)] == [
+        "RouterFleetRedisRefuses"
+    ]
+    assert exprs["RouterFleetRedisRefuses"].endswith("== 1")
+    assert exprs["RouterFleetRedisAway"].endswith("== 0")
+
+
+@pytest.mark.parametrize("stat", ["refused", "failures", "other_revision"])
+def test_what_keeps_pushed_policies_from_a_pod_has_an_alert(stat: str) -> None:
+    """Refused by the pod, refused by Redis, or not taken for another reason."""
+    assert [a["alert"] for a in ALERTS if f'router_fleet{{FLEET,stat="{stat}"}}' in a["expr"]] != []
 
 
 def test_the_rule_of_a_release_is_about_its_own_pods(rendered: Rendered) -> None:

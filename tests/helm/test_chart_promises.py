@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import ipaddress
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kit.chart import CHART, VALUE_SETS, Chart, template
+from kit.chart import CHART, VALUE_SETS, Chart, run_helm, template
 
 from router.settings import drain_timeout_s, resolve
 
 Rendered = Callable[[str], Chart]
 every = pytest.mark.parametrize("value_set", VALUE_SETS)
 LAST_RESORT_S = 13  # after the drain a router that stands still ends itself (docs/operations.md, "Start and stop")
-METADATA = ("169.254.169.254", "169.254.170.2", "fd00:ec2::254", "100.100.100.200")
 
 
 def routers(chart: Chart) -> dict[str, Any]:
@@ -175,6 +174,77 @@ def test_the_password_of_redis_stays_in_its_secret(rendered: Rendered) -> None:
     assert env["ROUTER_JOBS"]["value"] == "$(REDIS_URL)"
 
 
+@every
+def test_nothing_is_deferred_that_would_end_with_a_pod(rendered: Rendered, value_set: str) -> None:
+    """Requests are taken with 202 only into a Redis that was named for them; that of the answers may evict."""
+    chart = rendered(value_set)
+    (settings,) = [c for c in chart.all("ConfigMap") if c["metadata"]["name"].endswith("-settings")]
+    is_named = any(variable["name"] == "JOBS_REDIS_URL" for variable in chart.router().get("env", ()))
+    assert settings["data"]["ROUTER_DEFERRED"] == ("on" if is_named else "off")
+    assert is_named == (value_set in ("all-on", "deferred"))
+
+
+KEPT = [
+    ({"redis": {"url": "redis://a"}}, "off", "answered at once, at full price"),
+    ({"redis": {"url": "redis://a", "jobs": True}}, "on", "WARNING: deferred requests are in the Redis that keeps"),
+    ({"redis": {"url": "redis://a"}, "jobsRedis": {"url": "redis://b"}}, "on", "Deferred requests outlive the pods"),
+    ({"bundledRedis": {"enabled": True}}, "off", "answered at once, at full price"),
+    ({"traces": {"storage": "volume"}}, "off", "answered at once, at full price"),  # two pods, a file in each
+    ({"replicaCount": 1}, "off", "answered at once, at full price"),  # an emptyDir ends with the pod
+    ({"replicaCount": 1, "traces": {"storage": "volume"}}, "on", "on the volume of the one pod"),
+    ({"replicaCount": 1, "traces": {"storage": "volume"}, "autoscaling": {"enabled": True}}, "off", "answered at once"),
+]
+
+
+@pytest.mark.parametrize(("values", "taken", "said"), KEPT, ids=range(len(KEPT)))
+def test_the_user_is_told_where_deferred_requests_are(helm: str, values: dict[str, Any], taken: str, said: str) -> None:
+    """After an installation: whether they are taken, what keeps them, and how to have them outlive pods."""
+    shown = run_helm(
+        helm, "install", "r", str(CHART), "--dry-run=client",
+        values={"admin": {"token": "t"}, "tenantSecret": {"value": "s"}, **values},
+    )  # fmt: skip
+    assert shown.status == 0, shown.err
+    assert f'ROUTER_DEFERRED: "{taken}"' in shown.out
+    _, _, notes = shown.out.partition("NOTES:")
+    assert said in notes
+    assert "jobsRedis" in notes
+
+
+def test_what_others_bring_comes_before_what_the_chart_says(rendered: Rendered) -> None:
+    """Of two sources with a variable Kubernetes takes the last one: a Secret with ROUTER_PORT changes no port."""
+    sources = rendered("all-on").router()["envFrom"]
+    assert [next(iter(source)) for source in sources] == ["secretRef", "configMapRef"]
+
+
+def test_labels_of_ones_own_are_added_and_none_is_there_twice(helm: str) -> None:
+    """A label for all objects may have another value on pods; those that select stay."""
+    said = template(
+        helm, "--show-only", "templates/workload.yaml",
+        values={"admin": {"token": "t"}, "commonLabels": {"team": "a"}, "podLabels": {"team": "b", "tier": "edge"}},
+    )  # fmt: skip
+    assert said.status == 0, said.err
+    _, _, pod = said.out.partition("  template:\n")
+    labels, _, _ = pod.partition("annotations:")
+    assert re.findall(r"^ +(\S+: \S+)$", labels, re.MULTILINE) == [
+        "app.kubernetes.io/component: router",
+        "app.kubernetes.io/instance: r",
+        "app.kubernetes.io/managed-by: Helm",
+        "app.kubernetes.io/name: model-router",
+        "app.kubernetes.io/part-of: model-router",
+        "app.kubernetes.io/version: 0.1.0",
+        "helm.sh/chart: model-router-0.1.0",
+        "team: b",
+        "tier: edge",
+    ]
+
+
+def test_while_the_autoscaler_has_its_say_no_number_of_pods_is_named(rendered: Rendered) -> None:
+    """Each update would set it back; docs/kubernetes.md says what the switch does to a release that runs."""
+    spec = rendered("autoscaling").workload()["spec"]
+    assert "replicas" not in spec
+    assert "leaves one pod for a moment" in (CHART.parent.parent / "docs/kubernetes.md").read_text(encoding="utf-8")
+
+
 def test_deferred_requests_may_have_a_redis_of_their_own(rendered: Rendered) -> None:
     """One that never evicts and has a disk, while that of answers evicts; its URL comes from a Secret likewise."""
     env = {variable["name"]: variable for variable in rendered("all-on").router()["env"]}
@@ -258,81 +328,3 @@ def test_the_service_account_has_no_token(rendered: Rendered, value_set: str) ->
     assert not {"Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"} & {
         o["kind"] for o in rendered(value_set).objects
     }
-
-
-# S29: where a pod may go.
-
-GUARDED = ("ha", "sentinel", "bundled-redis", "monitoring", "all-on")
-
-
-def policy_of(chart: Chart) -> dict[str, Any]:
-    (found,) = [
-        p for p in chart.all("NetworkPolicy") if p["metadata"]["labels"]["app.kubernetes.io/component"] == "router"
-    ]
-    return found["spec"]
-
-
-def lets_out(peer: dict[str, Any], address: str) -> bool:
-    block = peer.get("ipBlock")
-    if block is None:
-        return False
-    ip = ipaddress.ip_address(address)
-    networks = [ipaddress.ip_network(block["cidr"]), *(ipaddress.ip_network(n) for n in block.get("except", ()))]
-    inside = [ip in network for network in networks if network.version == ip.version]
-    return bool(inside) and ip.version == networks[0].version and inside[0] and not any(inside[1:])
-
-
-@pytest.mark.parametrize("value_set", GUARDED)
-def test_no_way_leads_to_the_clouds_metadata(rendered: Rendered, value_set: str) -> None:
-    """Whoever gets the router to fetch an address of theirs finds no credential of the node."""
-    spec = policy_of(rendered(value_set))
-    assert spec["policyTypes"] == ["Ingress", "Egress"]
-    for rule in spec["egress"]:
-        assert rule["ports"], "a rule without ports opens all"
-        assert rule["to"], "a rule without peers opens all"
-        for peer in rule["to"]:
-            assert [address for address in METADATA if lets_out(peer, address)] == []
-
-
-@pytest.mark.parametrize("value_set", GUARDED)
-def test_the_upstream_is_looked_for_in_public_alone(rendered: Rendered, value_set: str) -> None:
-    """The port of the upstream is open to public addresses, or to those named; to none of the house."""
-    (rule,) = [r for r in policy_of(rendered(value_set))["egress"] if {"port": 443, "protocol": "TCP"} in r["ports"]]
-    for address in ("10.0.0.1", "172.16.3.4", "192.168.1.1", "127.0.0.1", "100.64.0.1", "fd12::1", "::1"):
-        assert not any(lets_out(peer, address) for peer in rule["to"])
-    public = "203.0.113.7" if value_set == "all-on" else "160.79.104.10"
-    assert any(lets_out(peer, public) for peer in rule["to"])
-
-
-@pytest.mark.parametrize(
-    ("value_set", "ports"),
-    [
-        ("ha", [53, 443, 6380]),
-        ("sentinel", [53, 443, 6379, 26379]),
-        ("bundled-redis", [53, 443, 6379]),
-        ("monitoring", [53, 443, 4318]),
-        ("all-on", [53, 443, 4318, 6379, 8443]),
-    ],
-)
-def test_only_what_is_set_is_open(rendered: Rendered, value_set: str, ports: list[int]) -> None:
-    """Name service and upstream always; Redis and a collector where there is one."""
-    rules = policy_of(rendered(value_set))["egress"]
-    assert sorted({port["port"] for rule in rules for port in rule["ports"]}) == ports
-
-
-def test_who_may_come_in_is_said_for_each_listener(rendered: Rendered) -> None:
-    """The API is for everybody unless peers are named, the admin listener for the namespace."""
-    api, admin = policy_of(rendered("bundled-redis"))["ingress"]
-    assert "from" not in api
-    assert admin == {"ports": [{"port": "admin", "protocol": "TCP"}], "from": [{"podSelector": {}}]}
-    named = policy_of(rendered("all-on"))["ingress"]
-    assert "apps" in str(named[0]["from"])
-    assert "monitoring" in str(named[1]["from"])
-
-
-def test_the_bundled_redis_is_for_the_routers_pods_alone(rendered: Rendered) -> None:
-    """It has no password, so a policy of its own keeps all others away, and it may go nowhere."""
-    spec = rendered("bundled-redis").one("NetworkPolicy", "r-model-router-redis")["spec"]
-    assert spec["egress"] == []
-    (rule,) = spec["ingress"]
-    assert rule["from"][0]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "router"

@@ -9,9 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kit.chart import CHART, VALUE_SETS, Chart
+import yaml
+from kit.batch_upstream import BatchUpstream
+from kit.chart import CHART, VALUE_SETS, Chart, template
 from kit.installed import ended, installed
 from kit.live import program
+from kit.redis_server import RedisServer
+from kit.stage import KEY, always, stage
 
 from router.errors import SettingsError
 from router.settings import resolve
@@ -34,6 +38,7 @@ def test_values_arrive_as_settings(rendered: Rendered, tmp_path: Path) -> None:
     settings = resolve({}, rendered("workers").environment(tmp_path / "workers")).settings
     assert settings.cache == "redis://redis.default:6379?max_mb=64"
     assert settings.affinity == settings.jobs == settings.fleet == "redis://redis.default:6379"
+    assert settings.deferred == "off"  # that one may evict
     assert (settings.workers, settings.max_body_mb, settings.drain_timeout) == (4, 256, "600s")
     cluster = resolve({}, rendered("cluster").environment(tmp_path / "cluster")).settings
     assert cluster.cache.startswith("memory:")
@@ -123,3 +128,36 @@ async def test_the_request_of_helm_test_comes_through(rendered: Rendered, tmp_pa
     )
     assert "refuses who has no credential" in said.decode()
     assert b"router_policy_info" in metrics.body
+
+
+@pytest.mark.anyio
+async def test_pods_take_what_can_wait_only_into_a_redis_that_was_named_for_it(
+    helm: str, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Answered at once by default, with 202 where there is a `jobsRedis`; what was taken goes on where no more is."""
+
+    def pod(name: str, **values: object) -> dict[str, object]:
+        given = {"admin": {"token": "t"}, "tenantSecret": {"value": "s"}, "redis": {"url": f"{redis_server.url}/0"}}
+        said = template(helm, values={**given, **values})
+        assert said.status == 0, said.err
+        chart = Chart(tuple(each for each in yaml.safe_load_all(said.out) if each), said.out)
+        settings = resolve({}, chart.environment(tmp_path / name)).settings
+        of_redis = ("cache", "affinity", "fleet", "jobs", "deferred", "tenant_secret")
+        return {setting: getattr(settings, setting) for setting in of_redis}
+
+    up = BatchUpstream(ends_at_once=True)
+    soon = always("deferred: {max_wait: 10ms}")
+    jobs = f"{redis_server.url}/1"
+    later = (b"prefer", b"respond-async")
+    async with (
+        stage(up.behave, policy=soon, **pod("named", jobsRedis={"url": jobs})) as one,
+        # With the store of the other one, as where `redis.jobs` was switched off.
+        stage(up.behave, policy=soon, **pod("plain") | {"jobs": jobs}) as other,
+    ):
+        at_once = await other.messages(later, text="now")
+        assert (at_once.status, at_once.header("preference-applied")) == (200, None)
+        kept = await one.messages(later, text="later")
+        assert (kept.status, kept.header("preference-applied")) == (202, "respond-async")
+        place = "/v1/messages/deferred/" + kept.json()["id"]
+        assert (await other.request("GET", place, None, KEY)).status in (200, 202)
+        assert len(up.plain) == 1

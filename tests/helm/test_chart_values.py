@@ -121,6 +121,13 @@ WRONG: list[tuple[str, Any]] = [
     ("jobsRedis.existingSecret", "Not_A_Name"),
     ("traces.storage", "disk"),
     ("traces.size", "four gigabytes"),
+    ("traces.size", "4G"),
+    ("traces.size", "1.5Gi"),
+    ("traces.size", "500M"),
+    ("traces.size", "1024Ki"),
+    ("traces.size", "4294967296"),
+    ("traces.size", "0Gi"),
+    ("settings.deferred", "on"),
     ("otel.endpoint", "collector:4317"),
     ("otel.resourceAttributes", "no equals sign"),
     ("drain.seconds", 1),
@@ -138,8 +145,9 @@ WRONG: list[tuple[str, Any]] = [
     ("service.type", "Public"),
     ("ingress.controller", "apache"),
     ("httpRoute.requestTimeout", "forever"),
-    ("networkPolicy.redisPorts", []),
-    ("networkPolicy.upstreamPort", "https"),
+    ("networkPolicy.redisPorts", [0]),
+    ("networkPolicy.dnsPorts", []),
+    ("networkPolicy.upstreamPorts", ["https"]),
     ("metrics.serviceMonitor.interval", "often"),
     ("probes.periodSeconds", 0),
     ("extraEnv", {"NAME": "value"}),
@@ -240,32 +248,47 @@ TOGETHER: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         ("networkPolicy.adminFrom", "metrics.serviceMonitor"),
     ),
     (
-        "a port of Redis that the network policy closes",
+        "a Redis in a Secret whose port the network policy does not know",
         {
             **GOOD, "tenantSecret": {"value": "s"}, "networkPolicy": {"enabled": True},
-            "redis": {"url": "rediss://redis.example.com:6380/0"},
+            "redis": {"existingSecret": "ours"},
         },
-        ("networkPolicy.redisPorts", "6380", "redis.url"),
+        ("networkPolicy.redisPorts", "redis.existingSecret"),
     ),
     (
-        "a sentinel that the network policy closes",
+        "a Redis of jobs in a Secret whose port the network policy does not know",
         {
             **GOOD, "tenantSecret": {"value": "s"}, "networkPolicy": {"enabled": True},
-            "redis": {"url": "redis+sentinel://a:26379,b:26379/mymaster"},
+            "redis": {"url": "redis://a"}, "jobsRedis": {"existingSecret": "ours"},
         },
-        ("networkPolicy.redisPorts", "26379"),
+        ("networkPolicy.redisPorts", "jobsRedis.existingSecret"),
+    ),
+    *(
+        (
+            f"an upstream inside the house that the network policy closes: {url}",
+            {**GOOD, "networkPolicy": {"enabled": True}, "upstream": {"url": url}},
+            ("networkPolicy.upstreamTo",),
+        )
+        for url in (
+            "http://gateway:8080", "http://gateway.apps.svc", "https://gateway.internal", "http://10.1.2.3:8080",
+            "http://172.20.0.9", "http://100.64.0.1", "http://[fd00::7]:8080",
+        )
     ),
     (
-        "an upstream that the network policy closes",
-        {**GOOD, "networkPolicy": {"enabled": True}, "upstream": {"url": "https://gateway.example.com:8443"}},
-        ("networkPolicy.upstreamPort", "8443"),
+        "an upstream that may be inside the house",
+        {**GOOD, "networkPolicy": {"enabled": True}, "upstream": {"private": "allow"}},
+        ("networkPolicy.upstreamTo", "upstream.private"),
+    ),
+    ("deferred requests in no Redis", {**GOOD, "redis": {"jobs": True}}, ("redis.jobs", "redis.url")),
+    *(
+        (f"a volume of {size}, smaller than the store", {**GOOD, "traces": {"size": size}}, ("traces.size", size))
+        for size in ("1Gi", "2Gi", "2196Mi")
     ),
     (
-        "a collector that the network policy closes",
-        {**GOOD, "networkPolicy": {"enabled": True}, "otel": {"endpoint": "https://otel.example.com"}},
-        ("networkPolicy.otlpPort", "443"),
+        "a large volume, smaller than the store",
+        {**GOOD, "traces": {"size": "900Gi"}, "settings": {"traces_max_mb": 1048576}},
+        ("traces.size", "900Gi", "1048576"),
     ),
-    ("a volume smaller than the store", {**GOOD, "traces": {"size": "1Gi"}}, ("traces.size", "traces_max_mb")),
 ]  # fmt: skip
 
 
@@ -277,6 +300,83 @@ def test_values_that_do_not_fit_each_other_are_refused(
     said = template(helm, values=values)
     assert said.status != 0
     assert [name for name in named if name not in said.err] == []
+
+
+# Variable → the value that the message must name.
+OURS = {
+    "ROUTER_HOST": "service", "ROUTER_PORT": "service.port", "ROUTER_ADMIN_HOST": "admin.service",
+    "ROUTER_ADMIN_PORT": "admin.service", "ROUTER_ADMIN_TOKEN": "admin.existingSecret",
+    "ROUTER_UPSTREAM_URL": "upstream.url", "ROUTER_UPSTREAM_PRIVATE": "upstream.private",
+    "ROUTER_UPSTREAM_API_KEY": "upstream.existingSecret", "ROUTER_UPSTREAM_API_KEY_FILE": "upstream.existingSecret",
+    "ROUTER_KEYS": "clientKeys.existingSecret", "ROUTER_TENANT_SECRET": "tenantSecret.existingSecret",
+    "ROUTER_TENANT_SECRET_FILE": "tenantSecret.existingSecret", "ROUTER_WEBHOOK_SECRET": "webhookSecret.existingSecret",
+    "ROUTER_POLICIES": "policies.existingConfigMap", "ROUTER_POLICY_HISTORY": "traces.storage",
+    "ROUTER_CACHE": "redis.cache", "ROUTER_AFFINITY": "redis.affinity", "ROUTER_JOBS": "jobsRedis",
+    "ROUTER_DEFERRED": "jobsRedis", "ROUTER_FLEET": "redis.fleet", "ROUTER_TRACES": "traces.storage",
+    "ROUTER_DRAIN_TIMEOUT": "drain.seconds", "ROUTER_DRAIN_DELAY": "drain.preStopSeconds",
+    "REDIS_URL": "redis.existingSecret", "JOBS_REDIS_URL": "jobsRedis.existingSecret",
+}  # fmt: skip
+REDIS = {"tenantSecret": {"value": "s"}, "redis": {"url": "redis://a"}, "jobsRedis": {"url": "redis://b"}}
+
+
+def test_every_setting_that_the_chart_makes_has_a_value_to_use_instead() -> None:
+    """What the table below asks about is all that the schema keeps out of `settings`."""
+    assert {f"ROUTER_{name.upper()}" for name in OWN} <= OURS.keys()
+
+
+def test_variables_that_the_chart_makes_itself_are_refused(helm: str) -> None:
+    """They would move a listener away from its Service, or lead past what the chart checks; all are told at once."""
+    said = template(helm, values={**GOOD, **REDIS, "extraEnv": [{"name": name, "value": "9"} for name in OURS]})
+    assert said.status != 0
+    unsaid = [name for name, instead in OURS.items() if f"{name} is the chart's own; use {instead}" not in said.err]
+    assert unsaid == []
+
+
+@pytest.mark.parametrize("value", ["podLabels", "commonLabels"])
+def test_labels_by_which_objects_are_found_are_refused(helm: str, value: str) -> None:
+    """With others the Deployment would not select its own pods, or a Service those of another part."""
+    labels = [f"app.kubernetes.io/{name}" for name in ("name", "instance", "component", "version", "managed-by")]
+    said = template(helm, values={**GOOD, value: dict.fromkeys([*labels, "helm.sh/chart", "team"], "mine")})
+    assert said.status != 0
+    assert [
+        label for label in [*labels, "helm.sh/chart"] if f"{value}: {label} is the chart's own" not in said.err
+    ] == []
+    assert "team" not in said.err
+
+
+def test_other_variables_are_the_users_own(helm: str) -> None:
+    """Settings that the chart leaves alone, the cache of a process where there is no Redis, what is none of ours."""
+    free = {
+        "ROUTER_LOG_LEVEL": "debug",
+        "ROUTER_CACHE": "memory://?max_mb=512",
+        "ROUTER_AFFINITY": "off",
+        "REDIS_URL": "redis://of-a-sidecar",
+        "SSL_CERT_FILE": "/etc/ca/bundle.pem",
+    }
+    said = template(helm, values={**GOOD, "extraEnv": [{"name": name, "value": value} for name, value in free.items()]})
+    assert said.status == 0, said.err
+    assert [name for name in free if f"name: {name}\n" not in said.out] == []
+    alone = {**REDIS, "redis": {"url": "redis://a", "cache": False}}
+    said = template(
+        helm, values={**GOOD, **alone, "extraEnv": [{"name": "ROUTER_CACHE", "value": "memory://?max_mb=512"}]}
+    )
+    assert said.status == 0, said.err
+    # A cache in a Redis that the chart does not know of would be one without the checks of `redis`.
+    said = template(helm, values={**GOOD, "extraEnv": [{"name": "ROUTER_CACHE", "value": "redis://a"}]})
+    assert said.status != 0
+    assert "redis.cache" in said.err
+
+
+@pytest.mark.parametrize("size", ["2200Mi", "3Gi", "1Ti"])
+def test_a_volume_with_room_for_the_store_is_taken(helm: str, size: str) -> None:
+    """The store takes 2,048 MB unless it is told otherwise, and 256 MB lie beside it."""
+    said = template(helm, values={**GOOD, "traces": {"size": size}})
+    assert said.status == 0, said.err
+
+
+def test_a_volume_without_a_store_may_be_small(helm: str) -> None:
+    """`traces_max_mb` says nothing where there is none."""
+    assert template(helm, values={**GOOD, "traces": {"storage": "off", "size": "300Mi"}}).status == 0
 
 
 def test_the_chart_can_be_packed_and_used_from_the_package(helm: str, tmp_path: Any) -> None:

@@ -125,42 +125,88 @@ app.kubernetes.io/component: {{ .component }}
 {{- fail "metrics.serviceMonitor.enabled needs admin.service.enabled" -}}
 {{- end -}}
 {{- if $v.networkPolicy.enabled -}}
-{{- include "router.checkPorts" . -}}
+{{- include "router.checkWays" . -}}
 {{- if and $v.metrics.serviceMonitor.enabled (not $v.networkPolicy.adminFrom) -}}
 {{- fail "networkPolicy.adminFrom: name where Prometheus is; empty lets in this namespace alone, and metrics.serviceMonitor is on" -}}
 {{- end -}}
 {{- end -}}
+{{- if and $v.redis.jobs (not (include "router.hasRedis" .)) -}}
+{{- fail "redis.jobs needs redis.url or redis.existingSecret: there is no Redis that deferred requests could be in" -}}
+{{- end -}}
+{{- include "router.checkSize" . -}}
+{{- include "router.checkNames" . -}}
+{{- end }}
+
+{{- /* The store of traces, and what lies beside it, in the volume. The schema takes whole Mi, Gi and Ti. */ -}}
+{{- define "router.checkSize" -}}
+{{- $v := .Values -}}
 {{- $size := toString $v.traces.size -}}
-{{- $megabytes := 0 -}}
-{{- if hasSuffix "Gi" $size -}}{{- $megabytes = mul (trimSuffix "Gi" $size | int) 1073 -}}{{- end -}}
-{{- if hasSuffix "Mi" $size -}}{{- $megabytes = trimSuffix "Mi" $size | int -}}{{- end -}}
-{{- $most := default 2048 $v.settings.traces_max_mb | int -}}
-{{- if and $megabytes (lt (int $megabytes) (add $most 256 | int)) -}}
+{{- $bytes := get (dict "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776) (regexFind "[A-Z]i$" $size) | int64 -}}
+{{- $megabytes := div (mul (regexFind "^[0-9]+" $size | int64) $bytes) 1000000 -}}
+{{- $most := default 2048 $v.settings.traces_max_mb | int64 -}}
+{{- if and (ne $v.traces.storage "off") (lt $megabytes (add $most 256)) -}}
 {{- fail (printf "traces.size is %s, and settings.traces_max_mb %d: the volume needs 256 MB more than the store may take" $size $most) -}}
 {{- end -}}
 {{- end }}
 
-{{/* A NetworkPolicy that would cut what the values name. */}}
-{{- define "router.checkPorts" -}}
+{{- /* Labels and variables that are the chart's own; all at once. */ -}}
+{{- define "router.checkNames" -}}
 {{- $v := .Values -}}
-{{- $ports := list -}}
-{{- range $v.networkPolicy.redisPorts -}}{{- $ports = append $ports (toString (int .)) -}}{{- end -}}
-{{- range $name, $url := dict "redis.url" $v.redis.url "jobsRedis.url" $v.jobsRedis.url -}}
-{{- $hosts := regexReplaceAll "[/?].*$" (regexReplaceAll "^[a-z+]+://([^@/]*@)?" (toString $url) "") "" -}}
-{{- range regexFindAll ":[0-9]+" $hosts -1 -}}
-{{- if not (has (trimPrefix ":" .) $ports) -}}
-{{- fail (printf "networkPolicy.redisPorts has no %s, the port of %s" (trimPrefix ":" .) $name) -}}
+{{- $wrong := list -}}
+{{- range $value, $given := dict "podLabels" $v.podLabels "commonLabels" $v.commonLabels -}}
+{{- range $label := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "app.kubernetes.io/part-of" "helm.sh/chart" -}}
+{{- if hasKey $given $label -}}
+{{- $wrong = append $wrong (printf "%s: %s is the chart's own, by such labels its objects are found; use nameOverride, or another release name" $value $label) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- range $name, $pair := dict "upstreamPort" (list $v.upstream.url $v.networkPolicy.upstreamPort) "otlpPort" (list $v.otel.endpoint $v.networkPolicy.otlpPort) -}}
-{{- $url := toString (index $pair 0) -}}
-{{- if $url -}}
-{{- $host := regexReplaceAll "[/?].*$" (regexReplaceAll "^[a-z]+://" $url "") "" -}}
-{{- $port := ternary (trimPrefix ":" (regexFind ":[0-9]+$" $host)) (ternary "443" "80" (hasPrefix "https:" $url)) (regexMatch ":[0-9]+$" $host) -}}
-{{- if ne $port (toString (int (index $pair 1))) -}}
-{{- fail (printf "networkPolicy.%s is %d, and %s is reached at %s" $name (int (index $pair 1)) $host $port) -}}
+{{- $instead := dict
+  "HOST" "service (the Service and the probes lead to 0.0.0.0)" "PORT" "service.port"
+  "ADMIN_HOST" "admin.service (the Service and the probes lead to 0.0.0.0)" "ADMIN_PORT" "admin.service"
+  "ADMIN_TOKEN" "admin.existingSecret" "UPSTREAM_URL" "upstream.url" "UPSTREAM_PRIVATE" "upstream.private"
+  "UPSTREAM_API_KEY" "upstream.existingSecret" "KEYS" "clientKeys.existingSecret"
+  "TENANT_SECRET" "tenantSecret.existingSecret" "WEBHOOK_SECRET" "webhookSecret.existingSecret"
+  "POLICIES" "policies.existingConfigMap" "POLICY_HISTORY" "traces.storage (the history is in that volume)"
+  "CACHE" "redis.cache" "AFFINITY" "redis.affinity" "JOBS" "jobsRedis" "DEFERRED" "jobsRedis" "FLEET" "redis.fleet"
+  "TRACES" "traces.storage" "DRAIN_TIMEOUT" "drain.seconds" "DRAIN_DELAY" "drain.preStopSeconds" -}}
+{{- range $v.extraEnv -}}
+{{- $name := toString .name -}}
+{{- $setting := trimPrefix "ROUTER_" $name | trimSuffix "_FILE" -}}
+{{- /* What is not in Redis is kept in the process, and how much of it is nowhere else to be said. */ -}}
+{{- $isShared := and (include "router.hasRedis" $) (ternary $v.redis.cache $v.redis.affinity (eq $setting "CACHE")) -}}
+{{- $isFree := and (has $setting (list "CACHE" "AFFINITY")) (not $isShared) (regexMatch "^(off|memory://.*)$" (toString .value)) -}}
+{{- if and (hasPrefix "ROUTER_" $name) (hasKey $instead $setting) (not $isFree) -}}
+{{- $wrong = append $wrong (printf "extraEnv: %s is the chart's own; use %s" $name (get $instead $setting)) -}}
+{{- end -}}
+{{- if or (and (eq $name "REDIS_URL") (include "router.hasRedis" $)) (and (eq $name "JOBS_REDIS_URL") (include "router.hasJobsRedis" $)) -}}
+{{- $wrong = append $wrong (printf "extraEnv: %s is the chart's own; use %s" $name (ternary "redis.existingSecret" "jobsRedis.existingSecret" (eq $name "REDIS_URL"))) -}}
 {{- end -}}
 {{- end -}}
+{{- with $wrong -}}{{- fail (join "\n" .) -}}{{- end -}}
+{{- end }}
+
+{{- /* A NetworkPolicy that would cut what the values name, and what of that Helm cannot see. */ -}}
+{{- define "router.checkWays" -}}
+{{- $v := .Values -}}
+{{- range $name, $secret := dict "redis.existingSecret" $v.redis.existingSecret "jobsRedis.existingSecret" $v.jobsRedis.existingSecret -}}
+{{- if and $secret (not $v.networkPolicy.redisPorts) -}}
+{{- fail (printf "networkPolicy.redisPorts: name the port of the URL in %s, which Helm cannot read, such as [6379]; with Sentinel that of the sentinels too" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- $host := regexReplaceAll "[/?#].*$" (regexReplaceAll "^[a-z]+://" $v.upstream.url "") "" -}}
+{{- $host = regexReplaceAll ":[0-9]+$" $host "" | trimPrefix "[" | trimSuffix "]" | trimSuffix "." | lower -}}
+{{- $isHere := or (eq $host "localhost") (eq $host "::1") (hasPrefix "127." $host) -}}
+{{- $isLocal := or (not (regexMatch "[.:]" $host)) (regexMatch "\\.(localhost|local|internal|intranet|lan|home|corp|private|test|home\\.arpa|svc|alt)$" $host) -}}
+{{- $isPrivate := regexMatch "^((0|10|169\\.254|192\\.168|172\\.(1[6-9]|2[0-9]|3[01])|100\\.(6[4-9]|[7-9][0-9]|1[01][0-9]|12[0-7]))\\.[0-9.]+$|::|f[cd][0-9a-f]{2}:|fe[89ab][0-9a-f]:)" $host -}}
+{{- if and (not $isHere) (not $v.networkPolicy.upstreamTo) (or $isLocal $isPrivate (eq $v.upstream.private "allow")) -}}
+{{- fail (printf "networkPolicy.upstreamTo: name where %s is; empty leads to public addresses alone%s" $host (ternary ", and upstream.private is allow" "" (eq $v.upstream.private "allow"))) -}}
+{{- end -}}
+{{- end }}
+
+{{- /* Whether requests that can wait are taken: only into what outlives a pod, and what all pods share. */ -}}
+{{- define "router.defers" -}}
+{{- $v := .Values -}}
+{{- if or (include "router.hasJobsRedis" .) (and (include "router.hasRedis" .) $v.redis.jobs) -}}yes
+{{- else if and (not (include "router.hasRedis" .)) (eq $v.traces.storage "volume") (not (include "router.isMany" .)) -}}yes
 {{- end -}}
 {{- end }}

@@ -44,7 +44,7 @@ fsGroupChangePolicy: OnRootMismatch
 - name: ROUTER_AFFINITY
   value: $(REDIS_URL)
 {{- end }}
-{{- if and $v.redis.jobs (not (include "router.hasJobsRedis" .)) }}
+{{- if not (include "router.hasJobsRedis" .) }}
 - name: ROUTER_JOBS
   value: $(REDIS_URL)
 {{- end }}
@@ -130,10 +130,7 @@ timeoutSeconds: {{ int .Values.probes.timeoutSeconds }}
 {{- $v := .Values -}}
 metadata:
   labels:
-    {{- include "router.labels" . | nindent 4 }}
-    {{- with $v.podLabels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+    {{- mergeOverwrite (include "router.labels" . | fromYaml) $v.podLabels | toYaml | nindent 4 }}
   annotations:
     kubectl.kubernetes.io/default-container: router
     {{- if $v.rollOnChange }}
@@ -171,11 +168,12 @@ spec:
       ports:
         - {name: api, containerPort: 8080, protocol: TCP}
         - {name: admin, containerPort: 8081, protocol: TCP}
+      # The last one wins: what others bring cannot take the listeners elsewhere.
       envFrom:
-        - configMapRef: {name: {{ include "router.fullname" . }}-settings}
         {{- with $v.extraEnvFrom }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
+        - configMapRef: {name: {{ include "router.fullname" . }}-settings}
       {{- with include "router.env" . | trim }}
       env:
         {{- . | nindent 8 }}

@@ -11,6 +11,7 @@ ROUTER_POLICY_HISTORY: /var/lib/router/history
 ROUTER_UPSTREAM_URL: {{ $v.upstream.url | quote }}
 ROUTER_UPSTREAM_PRIVATE: {{ $v.upstream.private | quote }}
 ROUTER_TRACES: {{ ternary "off" "sqlite:////var/lib/router/router.db" (eq $v.traces.storage "off") | quote }}
+ROUTER_DEFERRED: {{ ternary "on" "off" (eq (include "router.defers" .) "yes") | quote }}
 ROUTER_DRAIN_TIMEOUT: {{ printf "%ds" (int $v.drain.seconds) | quote }}
 {{- if include "router.hasUpstreamKey" . }}
 ROUTER_UPSTREAM_API_KEY_FILE: /run/secrets/router/upstream-api-key
