@@ -164,7 +164,12 @@ class Crowd:
 
             async def work(left: list[int], *, is_second: bool) -> None:
                 while left:
-                    await self.client.tell(self._job(left.pop(), is_pooled=True, is_second=is_second), keep=True)
+                    nonce = left.pop()
+                    job = self._job(nonce, is_pooled=True, is_second=is_second)
+                    await self.client.tell(job, keep=True)
+                    if job.end == "529":  # a machine with much else to do: later, as it was told
+                        left.append(nonce)
+                        await asyncio.sleep(1.0)
 
             await asyncio.gather(*(work(left, is_second=is_second) for _ in range(self.count)))
 

@@ -177,7 +177,8 @@ def open_overload(settings: Settings) -> Overload:
         max_body_bytes=settings.max_body_mb * 1_000_000,
         max_of_tenant=settings.max_concurrent_per_tenant,
     )
-    shedding = Shedding(random.random, time.time_ns, lambda: brake.is_on)
+    is_continued = settings.trace_context == "continue"
+    shedding = Shedding(random.random, time.time_ns, lambda: brake.is_on, is_trace_continued=is_continued)
     return Overload(
         Admission(bounds, brake),
         shedding,

@@ -23,6 +23,7 @@ from typing import Any
 from router.errors import Overloaded
 from router.seams import TraceSink
 from router.serve.headers import first
+from router.trace.context import adopt
 from router.trace.record import Trace
 from router.web.http.cycle import HAS_BODY_AT_HAND
 from router.web.paths import endpoint_of, split_policy
@@ -49,18 +50,22 @@ _MESSAGES = {
 
 class Shedding:
     """Turns requests away. `jitter` gives numbers in [0, 1); `wall_clock_ns` is Unix time; `is_braking` says whether
-    there is no time even for this. `sinks` take the traces."""
+    there is no time even for this. `is_trace_continued`: a caller's `traceparent` says which trace a request belongs
+    to. `sinks` take the traces."""
 
     def __init__(
         self,
         jitter: Callable[[], float],
         wall_clock_ns: Callable[[], int],
         is_braking: Callable[[], bool],
+        *,
+        is_trace_continued: bool = False,
     ) -> None:
         self.sinks: Sequence[TraceSink] = ()
         self._jitter = jitter
         self._wall_clock_ns = wall_clock_ns
         self._is_braking = is_braking
+        self._is_trace_continued = is_trace_continued
         self._held: deque[asyncio.Future[None]] = deque()
         self._records = float(RECORDS_PER_S)
         self._skipped = 0  # since the last record
@@ -112,6 +117,8 @@ class Shedding:
         send: Send,
     ) -> None:
         """Answer one request that was refused for `reason`; `declared` is the length of its body, None: unknown."""
+        trace = Trace(trace_id, self._wall_clock_ns())
+        adopt(trace, scope["headers"], is_continued=self._is_trace_continued)
         if self._is_braking() and len(self._held) < _HELD_MAX:
             turn = asyncio.get_running_loop().create_future()
             self._held.append(turn)
@@ -126,7 +133,7 @@ class Shedding:
             *self._headers,
             (b"content-length", b"%d" % len(body)),
             (b"request-id", request_id),
-            (b"x-router-trace", request_id[4:]),
+            (b"x-router-trace", trace.trace_id.encode()),
             (b"retry-after", b"%d" % -(-wait_ms // 1000)),
             (b"retry-after-ms", b"%d" % wait_ms),
         ]
@@ -141,21 +148,20 @@ class Shedding:
         except OSError:  # the client has gone
             pass
         finally:
-            self._note(reason, tenant, key, trace_id, scope)
+            trace.request_id = request_id.decode()
+            trace.tenant, trace.key = tenant, key
+            self._note(reason, trace, scope)
 
-    def _note(self, reason: str, tenant: str, key: str, trace_id: str, scope: Scope) -> None:
+    def _note(self, reason: str, trace: Trace, scope: Scope) -> None:
         if self._records < 1:
             self._skipped += 1
             self._unrecorded += 1
             return
         self._records -= 1
-        trace = Trace(trace_id, self._wall_clock_ns())
-        trace.request_id = "req_" + trace_id
         trace.method = scope["method"]
         path, _ = split_policy(scope.get("raw_path") or scope["path"].encode())
         trace.path = path.decode("latin-1")
         trace.endpoint = endpoint_of(trace.method, trace.path)
-        trace.tenant, trace.key = tenant, key
         trace.status, trace.outcome = Overloaded.status, "shed"
         trace.error_type, trace.error_code = Overloaded.wire_type, Overloaded.code
         trace.why = (f"turned away: {_MESSAGES[reason]}",)

@@ -110,6 +110,10 @@ WRONGS: dict[str, tuple[str, Callable[[Books], object]]] = {
     "a client was told another cost": ("at another cost: Job", lambda b: _job(b, 0, cost_pusd=699)),
     "a client was told another word": ("another story", lambda b: _job(b, 2, cache="bypass")),
     "a client was refused": ("refused for no reason", lambda b: _job(b, 4, end="500")),
+    "a client was turned away and served": ("another story", lambda b: _job(b, 0, end="529")),
+    "a row says that a served client was turned away": (
+        "turned away and served", lambda b: _row(b, 0, outcome="shed", calls=(), cost_pusd=None)),
+    "a client was turned away, and it was billed": ("lost: Job", lambda b: (_job(b, 0, end="529"), b.rows.pop(0))),
     "a hit was paid for": ("hit at another cost", lambda b: _row(b, 3, cost_pusd=200)),
     "a hit saved another sum": ("hit at another cost", lambda b: _row(b, 3, saved_pusd=599)),
     "an entry was altered": ("altered", lambda b: b.entries.append(Entry(OTHER, _digest("b3, altered")))),
@@ -120,6 +124,18 @@ WRONGS: dict[str, tuple[str, Callable[[Books], object]]] = {
     "an entry is gone": ("not kept", lambda b: b.entries.clear()),
     "the last look is a miss": ("not kept", lambda b: _job(b, 3, cache="miss")),
 }  # fmt: skip
+
+
+def test_a_client_that_was_turned_away_has_no_bill_and_perhaps_no_row() -> None:
+    """A machine with much else to do: of each second some are in the store, all are counted; the last look is later."""
+    books = _books()
+    for number in (6, 7):
+        books.jobs.append(Job(f"t{number}", POOLED, is_pooled=True, is_second=True, end="529", has_head=True))
+    books.rows.append(Row("t6", 15 * S, "shed", "bypass", None, None, None))
+    found = audit(books)
+    assert found.wrong == []
+    assert found.clients["529"] == 2
+    assert found.clients["529, counted without a row"] == 1
 
 
 @pytest.mark.parametrize("what", WRONGS)

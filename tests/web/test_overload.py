@@ -45,6 +45,24 @@ async def send(s, headers=KEY, body: bytes | None = None):
     return wire
 
 
+@pytest.mark.parametrize("context", ["restart", "continue"])
+async def test_a_request_that_is_turned_away_is_in_its_callers_trace(context: str):
+    """As any other: who looks for it by the id that was sent, or by the one in the answer, finds what became of it."""
+    held = Held()
+    caller = "c" * 32
+    async with stage(held, max_concurrent=2, trace_context=context) as s:
+        wires = [await send(s), await send(s)]
+        await s.upstream_asked(2)
+        reply = await s.messages((b"traceparent", f"00-{caller}-{'d' * 16}-01".encode()))
+        assert reply.status == 529
+        held.go.set()
+        assert [(await wire.reply()).status for wire in wires] == [200, 200]
+        (shed,) = [trace for trace in await s.traces() if trace["outcome"] == "shed"]
+        assert shed["trace_id"] == reply.header("x-router-trace")
+        assert (shed["trace_id"] == caller) == (context == "continue")
+        assert shed["request_id"] == reply.header("request-id")
+
+
 async def test_a_full_house_says_so_in_the_apis_shape():
     """529, `overloaded_error`, a jittered `retry-after`; one trace each; the upstream hears nothing (R3, R5)."""
     held = Held()
