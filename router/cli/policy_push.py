@@ -22,8 +22,8 @@ from router.classify.model import LinearClassifier
 from router.cli.trace import plain, print_table, saying_errors
 from router.errors import FleetUnavailable, PolicyError, SettingsError
 from router.policy.check import Checked, check_folder
-from router.policy.folder import read_folder
-from router.policy.pushed import Standing, Version, pack_files
+from router.policy.folder import read_whole_folder
+from router.policy.pushed import Standing, Version, one_line, pack_files
 from router.policy.source import render
 from router.settings import Settings, resolve
 
@@ -65,7 +65,7 @@ def push(
     with saying_errors():
         settings = _settings(fleet, config)
         place = folder if folder is not None else Path(settings.policies)
-        files = read_folder(place)
+        files = read_whole_folder(place)
         checked = _checked(settings, files, place)
         if checked.policies is None:
             if as_json:
@@ -76,7 +76,7 @@ def push(
                 click.echo("\nnothing was pushed", err=True)
             sys.exit(1)
         packed = pack_files(files)
-        version = Version(0, 0, checked.policies.revision, "push", _who(), message, is_sticky)
+        version = Version(0, 0, checked.policies.revision, "push", _who(), one_line(message), is_sticky)
         _put(settings, lambda store: store.push(version, packed), as_json=as_json)
 
 
@@ -86,7 +86,7 @@ def push(
 def unpush(message: str, fleet: str | None, config: str | None, as_json: bool) -> None:
     """Take back what was pushed: every process serves its own folder again. Exit code 1 unless all do."""
     with saying_errors():
-        version = Version(0, 0, "", "unpush", _who(), message)
+        version = Version(0, 0, "", "unpush", _who(), one_line(message))
         _put(_settings(fleet, config), lambda store: store.push(version), as_json=as_json)
 
 
@@ -145,14 +145,20 @@ def pushed_back(number: int | None, fleet: str | None, config: str | None, *, as
         async def put(store: PushStore) -> Version:
             now, versions, alive = await asyncio.gather(store.number(), store.versions(), _alive(store))
             target = _wanted(versions, now, number)
-            _check_changes(target, alive)
-            in_force = next((each for each in versions if each.number == now), None)
-            is_sticky = in_force is not None and in_force.is_sticky
+            if not now or any(each.number == now for each in versions):  # else it is one that nobody takes
+                _check_changes(target, alive)
             if target is None or target.is_folder:
                 back = Version(0, 0, "", "rollback", _who(), of=0 if target is None else target.number)
                 return await store.push(back, in_force=now)
             back = Version(
-                0, 0, target.revision, "rollback", _who(), target.message, is_sticky, of=target.of or target.number
+                0,
+                0,
+                target.revision,
+                "rollback",
+                _who(),
+                target.message,
+                target.is_sticky,
+                of=target.of or target.number,
             )
             return await store.push(back, files_of=target, in_force=now)
 
@@ -168,6 +174,8 @@ def _wanted(versions: Sequence[Version], now: int, number: int | None) -> Versio
                 return version
         raise PolicyError(f"there is no version #{number}", hint=listed)
     in_force = next((version for version in versions if version.number == now), None)
+    if in_force is None and now and versions:  # somebody put one in force that cannot be taken
+        return versions[-1]
     if in_force is None:
         raise PolicyError("nothing is pushed, so there is nothing to go back from", hint=listed)
     if in_force.is_folder and in_force.how == "rollback":
@@ -233,7 +241,7 @@ def _put(settings: Settings, put: Callable[[PushStore], Awaitable[Version]], *, 
         click.echo(f"in force in {taken} of {len(rows)} processes after {took_s:.2f} s")
         if not rows:
             click.echo("no process was heard of: is this the Redis that your routers use?", err=True)
-        elif not version.is_folder:
+        elif taken and not version.is_folder:
             click.echo("undo: router policy rollback")
     if not is_everywhere:
         sys.exit(1)
@@ -263,7 +271,8 @@ def _asked(settings: Settings, ask: Callable[[PushStore], Awaitable[_Answer]]) -
         return asyncio.run(run())
     except RedisUnavailable as exc:
         raise FleetUnavailable(
-            f"redis: {exc.reason}", hint="what is in force stays so; look at `router policy pushed` when it answers"
+            f"redis: {exc.reason}",
+            hint="what was asked for may be in force all the same: look at `router policy pushed` when it answers",
         ) from exc
 
 

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import click
+
 from router.redis_link import RedisLink
 from router.trace.fleet import FleetTraces
 from router.trace.fleet_read import FleetReader
@@ -27,7 +29,10 @@ def fleet_rows(url: str, query: TraceQuery) -> list[dict[str, Any]]:
 
 
 def follow_fleet(url: str, query: TraceQuery, take: Callable[[dict[str, Any]], None], poll_s: float) -> None:
-    """Hand over what finishes from now on, until the program is interrupted; errors as those of `fleet_rows`."""
+    """Hand over what finishes from now on, until the program is interrupted; errors as those of `fleet_rows`.
+
+    Where rows were gone before they could be read, standard error says so.
+    """
 
     async def follow() -> None:
         async with _reader(url) as reader:
@@ -35,6 +40,8 @@ def follow_fleet(url: str, query: TraceQuery, take: Callable[[dict[str, Any]], N
             while True:
                 step = await reader.step(mark, query)
                 mark = step.mark
+                if step.has_gap:
+                    click.echo("some requests are missing here: more came than Redis keeps", err=True)
                 for row in step.rows:
                     take(row)
                 if not step.is_more:

@@ -11,6 +11,7 @@ from router.policy.source import MAX_FOLDER_BYTES, visible
 
 _CUT_SHORT = f"`router policy rollback REVISION` finishes it; the file `{ROLLBACK_MARK}` names the revision"
 _MOST_FILES = 500
+_MOST_TRIES = 50
 
 
 def read_folder(folder: Path, *, is_rollback: bool = False) -> dict[str, bytes]:
@@ -47,3 +48,14 @@ def read_folder(folder: Path, *, is_rollback: bool = False) -> dict[str, bytes]:
             else str(folder)
         )
         raise PolicyError(visible(f"{at}: cannot be read: {reason}"), hint="`--policies` names the folder") from exc
+
+
+def read_whole_folder(folder: Path) -> dict[str, bytes]:
+    """The same from a folder that somebody may be writing: read until it is twice the same. Raises PolicyError."""
+    files = read_folder(folder)
+    for _ in range(_MOST_TRIES):
+        again = read_folder(folder)
+        if again == files:
+            break
+        files = again
+    return files

@@ -6,11 +6,11 @@ not compile is refused, said and counted, and what served goes on. Beside that a
 second, and at once when something has changed: whoever pushes waits for it, and all count by it who serves something
 else.
 
-The folder is the truth. At its start a process serves its folder, unless the version in force is sticky and was pushed
-over this very folder (`Version.stands_over`), and no process has met a newer folder since. What was pushed after that
-is taken, until the folder changes. Redis is never waited for: while it does not answer, what is in force stays, and a
-start goes on with the folder. Numbers only grow: a smaller one is of a Redis that has lost something, and is not
-followed.
+The folder is the truth. What was pushed before a process began is not taken, whenever it is met, unless it is sticky
+and was pushed over this very folder (`Version.stands_over`), and no process has met a newer folder since; nor is what
+was pushed before the folder changed. What was pushed after that is taken, until the folder changes. Redis is never
+waited for: while it does not answer, what is in force stays, and a start goes on with the folder. Numbers only grow: a
+smaller one is of a Redis that has lost something, and is not followed.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class PushFollower:
         self._looks = 0  # at a version of which nothing is there
         self._is_away = False  # Redis did not answer: it may be another one now
         self._is_behind = False  # Redis has lost a version that this process has followed
-        self._unsaid_left = 0  # a sticky version that the folder is newer than, which Redis has not been told
+        self._in_force: Version | None = None  # what this process put in force, until it sees that it is no more
+        self._said_left = 0  # the last sticky version of which Redis was told that a folder is newer
         self._answered = self._answered_ms = 0  # number and time of the version that `_state` is about
         self._state: State = "none"
         self._refusal: dict[str, Any] | None = None
@@ -123,7 +124,7 @@ class PushFollower:
             "version": None if self._last is None else self._last.shown(),
             "state": self._state,
             "refused": self._refusal,
-            "is_behind": self._is_behind,
+            "is_behind": self._is_behind and self._policies.pushed > 0,
             "trouble": ", ".join(dict.fromkeys(self._trouble.values())),
         }
 
@@ -180,16 +181,15 @@ class PushFollower:
             self._say(False, f"{type(error).__name__} while following pushed policies: this is a bug of the router")
 
     async def _look(self, within_s: float | None = None) -> None:
-        if self._unsaid_left:
-            await self._store.give_way(self._unsaid_left)
-            self._unsaid_left = 0
+        if self._in_force is not None and not self._policies.pushed:
+            self._give_way(self._in_force)
         number = await self._store.number(within_s)
         if number != self._looked or self._is_away or not self._is_met:
             await self._follow(number, within_s)
-        elif (
-            self._state == "taken" and self._last is not None and not self._last.is_folder and not self._policies.pushed
-        ):
-            self._give_way(self._last)
+        last = self._last
+        if last is not None and last.number != self._said_left and self._is_over(last):
+            await self._store.give_way(last.number)
+            self._said_left = last.number
 
     async def _follow(self, number: int, within_s: float | None) -> None:
         """Do what a number says that was not seen before. It counts as seen only when all of it could be read."""
@@ -209,12 +209,9 @@ class PushFollower:
             if problem and not is_said:
                 self._refuse(number, version.at_ms if version is not None else 0, problem)
             return
-        is_older = not self._is_met and await self._is_older(version, within_s)
-        is_standing = not is_older or (
-            version.stands_over(self._policies.folder_revision) and await self._store.left(within_s) != number
-        )
+        passed_over = await self._passed_over(version, within_s)
         files: dict[str, bytes] | None = None
-        if is_standing and not version.is_folder:
+        if passed_over is None and not version.is_folder:
             try:
                 files = await self._store.files(version, within_s)
             except PolicyError as error:
@@ -230,14 +227,27 @@ class PushFollower:
         elif files is not None:
             await self._take(version, files)
         else:
-            await self._serve_the_folder(version, is_older)
+            await self._serve_the_folder(version, passed_over)
         self._news.set()
 
-    async def _is_older(self, version: Version, within_s: float | None) -> bool:
-        """Whether a version was pushed before this process began; both by the clock of Redis."""
-        now_ms = await self._store.now_ms(within_s)
+    async def _passed_over(self, version: Version, within_s: float | None) -> State | None:
+        """Why the folder serves in place of a version that has come up: it is newer. None: it is not."""
+        policies = self._policies
+        now_ms = await self._store.now_ms(within_s)  # all by the clock of Redis
         began_ms = now_ms - int((self._clock() - self._began_s) * 1000)
-        return not began_ms < version.at_ms <= now_ms + _AHEAD_MS
+        if not began_ms < version.at_ms <= now_ms + _AHEAD_MS:
+            if not version.stands_over(policies.folder_revision):
+                return "older"
+            return "left" if await self._store.left(within_s) == version.number else None
+        changed_ms = now_ms - int((self._wall_clock() - policies.loaded_at) * 1000)
+        is_own = policies.source == "folder" and policies.current.revision not in (*version.over, version.revision)
+        return "left" if is_own and version.at_ms <= changed_ms else None
+
+    def _is_over(self, version: Version) -> bool:
+        """Whether a sticky version is over: a folder that serves is none that it was pushed over, nor of its files."""
+        revision = self._policies.current.revision
+        is_own = self._policies.source == "folder" and revision not in (*version.over, version.revision)
+        return version.is_sticky and not version.is_folder and is_own
 
     def _is_patient(self) -> bool:
         """Whether to look again for what is not there: after a failover it may be there in a moment."""
@@ -248,7 +258,7 @@ class PushFollower:
         """This number needs no second look. Says once when Redis has lost what this process follows."""
         self._is_met, self._looked, self._looks, self._is_away = True, number, 0, False
         last, was_behind = self._last, self._is_behind
-        self._is_behind = last is not None and number < last.number and bool(number or self._policies.pushed)
+        self._is_behind = last is not None and number < last.number and self._policies.pushed > 0
         if self._is_behind and not was_behind and last is not None:
             there = f"has version #{number} in force" if number else "knows of no version"
             self._say(
@@ -266,29 +276,31 @@ class PushFollower:
         except PolicyError as error:
             self._refuse(version.number, version.at_ms, error.message)
             return
-        self._state, self._refusal = "taken", None
+        self._state, self._refusal, self._in_force = "taken", None, version
         self._taken += 1
         who = f" by {version.who}" if version.who else ""
         said = f": {version.message}" if version.message else ""
         self._say(True, f"version #{version.number}, revision {version.revision}, pushed{who}{said}")
 
-    async def _serve_the_folder(self, version: Version, is_older: bool) -> None:
-        """The version says so, or it was there before this process and is not sticky."""
+    async def _serve_the_folder(self, version: Version, passed_over: State | None) -> None:
+        """The version says so, or the folder is newer."""
         self._answered, self._answered_ms = version.number, version.at_ms
-        if not version.is_folder:
-            self._state = "left" if version.stands_over(self._policies.folder_revision) else "older"
-            newer = ", and a folder has changed since" if self._state == "left" else ""
-            self._say(True, f"version #{version.number} was pushed before this process began{newer}: the folder serves")
+        if passed_over is not None and not version.is_folder:
+            self._state = passed_over
+            before = "this process began" if passed_over == "older" else "a folder changed"
+            self._say(True, f"version #{version.number} was pushed before {before}: the folder serves")
             return
+        self._in_force = None
         await self._policies.drop_pushed()
         self._state, self._refusal = "taken", None
-        if not is_older:
+        if passed_over is None:
             self._taken += 1
             self._say(True, f"version #{version.number}: the folder serves again")
 
     def _give_way(self, version: Version) -> None:
-        self._state = "left"
-        self._unsaid_left = version.number if version.is_sticky else 0
+        self._in_force = None
+        if self._answered == version.number:  # else it has refused a later one, which it still has to say
+            self._state = "left"
         self._news.set()
         revision = self._policies.current.revision
         self._say(

@@ -43,21 +43,28 @@ LEASE_MS = 5_000  # a process that was not heard of for so long is not alive
 _STALE_MS = 60_000  # and one for so long is forgotten
 _NOBODY_S = 1.5  # after a loss of Redis every process is heard of again within this
 _MOST_PUSHES = 20  # at once, until one gives up
+_MOST_AHEAD = 1_000  # by so much a number that nobody signed may be ahead of those that are
 _STEP_S = 0.05
 _MOST_DIGITS = 9  # of a number; with more of them it is none of ours
 
+# `since` begins anew where there were no lines, or where this process could not write its own for a lease: the others
+# may not have been able to either.
 # KEYS processes, since; ARGV name, revision, what it says, milliseconds of a lease, of staleness. → alive, with
 # another revision.
 ANNOUNCE = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local before = redis.call('HGET', KEYS[1], ARGV[1])
+local when_before = before and tonumber(string.match(before, '^(%d+) ') or '0')
+local is_lost = redis.call('EXISTS', KEYS[1]) == 0 or (when_before and now - when_before > tonumber(ARGV[4]))
 local said = redis.pcall('HSET', KEYS[1], ARGV[1], string.format('%.0f %s %s', now, ARGV[2], ARGV[3]))
 if type(said) == 'table' then
   if string.find(said['err'], 'READONLY', 1, true) then return redis.error_reply('READONLY a replica') end
   return said
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
-redis.call('SET', KEYS[2], string.format('%.0f', now), 'NX')
+if is_lost then redis.call('SET', KEYS[2], string.format('%.0f', now))
+else redis.call('SET', KEYS[2], string.format('%.0f', now), 'NX') end
 local alive, others = 0, 0
 local lines = redis.call('HGETALL', KEYS[1])
 for at = 1, #lines, 2 do
@@ -83,12 +90,13 @@ if ARGV[5] ~= '' then
   files = redis.call('HGET', KEYS[3], ARGV[5])
   if not files then return -1 end
 end
-local said = redis.pcall('HSET', KEYS[2], ARGV[2], ARGV[3])
+local said = 0
+if files ~= '' then said = redis.pcall('HSET', KEYS[3], ARGV[2], files) end
+if type(said) ~= 'table' then said = redis.pcall('HSET', KEYS[2], ARGV[2], ARGV[3]) end
 if type(said) == 'table' then
   if string.find(said['err'], 'READONLY', 1, true) then return redis.error_reply('READONLY a replica') end
   return said
 end
-if files ~= '' then redis.call('HSET', KEYS[3], ARGV[2], files) end
 redis.call('SET', KEYS[1], ARGV[2])
 for at = 6, #ARGV do
   redis.call('HDEL', KEYS[2], ARGV[at])
@@ -206,19 +214,28 @@ class PushStore:
             now, held, processes, at_ms = await asyncio.gather(
                 self._now(), self.held(), self.processes(), self.now_ms()
             )
-            if in_force is not None and now != b"%d" % in_force:
-                raise Overtaken(int(now) if now.isdigit() else 0)
+            number_now = int(now) if now.isdigit() else 0
+            if in_force is not None and number_now != in_force:
+                raise Overtaken(number_now)
             known = [each.number for each in held if not each.problem]
             alive = [each for each in processes if each.silent_ms <= LEASE_MS]
-            over = tuple(sorted({each.folder for each in alive if each.folder}))
+            if alive and all(each.trust == "foreign" for each in alive):
+                raise PolicyError(
+                    "the processes that were heard of have another `tenant_secret`: they would refuse what is pushed",
+                    hint="give this command theirs: `--config FILE`, or ROUTER_TENANT_SECRET",
+                )
+            ours = [each for each in alive if each.trust == "ours"]
+            over = tuple(sorted({each.folder for each in ours if each.folder}))
             if version.is_sticky and not over:
                 raise PolicyError(
                     "no process was heard of, so nobody knows which folders a sticky version stands before",
                     hint="is this the Redis that your routers use? without `--sticky` it can be pushed",
                 )
-            number = _next(known, [*(each.number for each in held), *(each.last for each in alive)])
-            new = replace(version, number=number, at_ms=at_ms, over=over, digest=digest)
             others = [each.number for each in held if each.problem]  # perhaps of somebody with another secret
+            number = _next(
+                [*known, *(each.last for each in ours)], [number_now, *others, *(each.last for each in alive)]
+            )
+            new = replace(version, number=number, at_ms=at_ms, over=over, digest=digest)
             gone = [*known[: 1 - MOST_VERSIONS], *others[:-MOST_VERSIONS]]
             done = await self._link.run(
                 PUSH,
@@ -260,7 +277,7 @@ class PushStore:
         alive, others = await self._link.run(
             ANNOUNCE,
             [PROCESSES, SINCE],
-            [standing.name, standing.revision, pack_standing(standing), LEASE_MS, _STALE_MS],
+            [standing.name, standing.revision, pack_standing(standing, self._key), LEASE_MS, _STALE_MS],
         )
         return int(alive), int(others)
 
@@ -272,7 +289,7 @@ class PushStore:
         """Every process that was heard of within a minute, by name."""
         said, moment = await asyncio.gather(self._link.ask("HGETALL", PROCESSES), self._link.ask("TIME"))
         now_ms = _time_ms(moment)
-        found = (unpack_standing(name, line, now_ms) for name, line in _pairs(said))
+        found = (unpack_standing(name, line, now_ms, self._key) for name, line in _pairs(said))
         kept = [each for each in found if each is not None and abs(each.silent_ms) <= _STALE_MS]
         return sorted(kept, key=lambda standing: standing.name)
 
@@ -301,12 +318,13 @@ class PushStore:
 
 
 def _next(known: list[int], said: list[int]) -> int:
-    """The next number: what Redis has lost is not counted twice. `known` are signed; others can say what they like."""
-    number = 1 + max((*known, *(each for each in said if each <= MOST_NUMBER // 2)), default=0)
+    """The next number: what Redis has lost is not counted twice. `known` are signed; others may `said` anything."""
+    last = max(known, default=0)
+    number = 1 + max((last, *(each for each in said if each <= last + _MOST_AHEAD)))
     if number > MOST_NUMBER:
         raise PolicyError(
             f"#{MOST_NUMBER} is the last number that a version can have",
-            hint="delete the keys `router:v1:{policies}:*` of the fleet's Redis, then push again",
+            hint="stop all routers, delete the keys `router:v1:{policies}:*` of the fleet's Redis, start them again",
         )
     return number
 
@@ -315,6 +333,8 @@ def _row(standing: Standing, version: Version) -> Row:
     if standing.is_beyond(version):
         return Row("refused", f"it is at version #{standing.looked} already", standing)
     if not standing.has_answered(version):
+        if standing.looked > version.number:
+            return Row("silent", f"it went on to version #{standing.looked}, which it {standing.state}", standing)
         working = " (it is still checking)" if standing.state == "checking" else ""
         return Row("silent", f"not heard of it for {max(0, standing.silent_ms) / 1000:.1f} s{working}", standing)
     if standing.state == "taken":

@@ -4,7 +4,8 @@ A version is a whole set of policies under a number that only grows, or the word
 comes back from the store is read as strictly as a file: whoever can write there must not be able to put a router into
 a state that a folder could not. Where processes share a secret, a version is signed with it: number, time, and all that
 is known of it, a hash of its files among that. So who can write there and has no secret can put nothing in force, nor
-something old anew under a later number.
+something old anew under a later number. What a process says of itself is signed too, so that nobody else can say which
+folders there are and which number was the last.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from router.policy.source import MAX_FILE_BYTES, visible
 How = Literal["push", "rollback", "unpush"]
 # `checking` is not the end yet; `older` was pushed before the process began, `left` gave way to a later folder.
 State = Literal["none", "checking", "taken", "refused", "older", "left"]
+# Of what a process says: signed with the key that is asked for (or both have none), by one without a key, with another.
+Trust = Literal["ours", "open", "foreign"]
 
 MAX_PUSH_BYTES = MAX_FILE_BYTES  # of all files together
 MAX_PACKED_BYTES = 6 * MAX_PUSH_BYTES + 64 * 1024  # the same as JSON, every character escaped
@@ -93,7 +96,7 @@ class Standing:
     `looked_ms` is the time of that version, which tells it from another of the same number, after Redis lost all.
     `last` is the latest number that it could believe: the next version must have a later one.
     `folder` is the revision of its folder, `source` where its set is from, `since_ms` (Unix) since when. `silent_ms` is
-    for how long it has not been heard of, which only the reader knows.
+    for how long it has not been heard of, and `trust` whether to believe it, which only the reader knows.
     """
 
     name: str
@@ -107,12 +110,14 @@ class Standing:
     reason: str = ""
     since_ms: int = 0
     silent_ms: int = 0
+    trust: Trust = "ours"
 
     def has_answered(self, version: Version) -> bool:
         """Whether it has come to an end with that version, or is beyond it."""
         if (self.looked, self.looked_ms) == version.moment:
             return self.state not in ("none", "checking")
-        return self.is_beyond(version)
+        is_damaged = self.looked == version.number and not self.looked_ms and self.state == "refused"
+        return is_damaged or self.is_beyond(version)
 
     def is_beyond(self, version: Version) -> bool:
         """Whether it follows a later version. One that it could not believe is none: anybody may have written that."""
@@ -178,15 +183,15 @@ def pack_version(version: Version, key: bytes | None) -> bytes:
         {
             "revision": version.revision,
             "how": version.how,
-            "who": _line(version.who),
-            "message": _line(version.message),
+            "who": one_line(version.who),
+            "message": one_line(version.message),
             "is_sticky": version.is_sticky,
             "over": list(version.over[:_MOST_OVER]),
             "of": version.of,
             "digest": version.digest,
         }
     ).encode()
-    seal = b"-" if key is None else _seal(key, version.number, b"%d" % version.at_ms, note)
+    seal = b"-" if key is None else _seal(key, b"version", b"%d" % version.number, b"%d" % version.at_ms, note)
     return b"%d %s %s" % (version.at_ms, seal, note)
 
 
@@ -227,17 +232,17 @@ def is_sealed(number: int, data: bytes, key: bytes) -> bool:
     """Whether a version out of the store was written under this number by somebody who has the key."""
     at, _, rest = data.partition(b" ")
     seal, _, note = rest.partition(b" ")
-    return hmac.compare_digest(seal, _seal(key, number, at, note))
+    return hmac.compare_digest(seal, _seal(key, b"version", b"%d" % number, at, note))
 
 
-def _seal(key: bytes, number: int, at: bytes, note: bytes) -> bytes:
-    """HMAC-SHA256 in hex over number, time and note, none of the first two with a space."""
-    return hmac.new(key, b"%d %s %s" % (number, at, note), sha256).hexdigest().encode()
+def _seal(key: bytes, *parts: bytes) -> bytes:
+    """HMAC-SHA256 in hex over parts of which only the last may hold a space."""
+    return hmac.new(key, b" ".join(parts), sha256).hexdigest().encode()
 
 
-def pack_standing(standing: Standing) -> bytes:
-    """What a process says, as it is stored."""
-    return json.dumps(
+def pack_standing(standing: Standing, key: bytes | None) -> bytes:
+    """What a process says, as it is stored behind its revision: its seal with `key` (`-` without one), JSON."""
+    note = json.dumps(
         {
             "source": standing.source,
             "folder": standing.folder,
@@ -245,16 +250,20 @@ def pack_standing(standing: Standing) -> bytes:
             "looked_ms": standing.looked_ms,
             "last": standing.last,
             "state": standing.state,
-            "reason": _line(standing.reason),
+            "reason": one_line(standing.reason),
             "since_ms": standing.since_ms,
         }
     ).encode()
+    if key is None:
+        return b"- " + note
+    return _seal(key, b"process", standing.name.encode(), standing.revision.encode(), note) + b" " + note
 
 
-def unpack_standing(name: bytes, data: bytes, now_ms: int) -> Standing | None:
+def unpack_standing(name: bytes, data: bytes, now_ms: int, key: bytes | None) -> Standing | None:
     """What a process said: Unix milliseconds, its revision, what `pack_standing` made. None when it is nothing."""
     at, _, rest = data.partition(b" ")
-    revision, _, note = rest.partition(b" ")
+    revision, _, rest = rest.partition(b" ")
+    seal, _, note = rest.partition(b" ")
     if len(data) > _MOST_NOTE_BYTES or len(name) > _LONGEST_NAME or not at.isdigit() or len(at) > 15:
         return None
     try:
@@ -274,15 +283,25 @@ def unpack_standing(name: bytes, data: bytes, now_ms: int) -> Standing | None:
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     is_whole = (
-        all(_is_line(text) for text in (standing.source, standing.folder, standing.reason))
+        all(_is_line(text) for text in (standing.source, standing.reason))
+        and (standing.folder == "" or _is_revision(standing.folder))
         and standing.state in get_args(State)
-        and all(type(count) is int for count in (standing.looked, standing.looked_ms, standing.last))
-        and type(standing.since_ms) is int
+        and all(
+            type(count) is int and 0 <= count < 10**15
+            for count in (standing.looked, standing.looked_ms, standing.last, standing.since_ms)
+        )
     )
-    return replace(standing, silent_ms=now_ms - int(at)) if is_whole else None
+    if not is_whole:
+        return None
+    trust: Trust = "ours" if key is None else "open"
+    if seal != b"-":
+        is_ours = key is not None and hmac.compare_digest(seal, _seal(key, b"process", name, revision, note))
+        trust = "ours" if is_ours else "foreign"
+    return replace(standing, silent_ms=now_ms - int(at), trust=trust)
 
 
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Text for a table or a log: no line end, nothing that cannot be printed, and cut."""
     return visible(" ".join(text.split()))[:MOST_CHARS]
 
 

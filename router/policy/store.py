@@ -25,7 +25,7 @@ from watchfiles import awatch
 from router.errors import PolicyError
 from router.policy.check import revision_of
 from router.policy.compile import PolicySet
-from router.policy.folder import read_folder
+from router.policy.folder import read_folder, read_whole_folder
 from router.policy.history import Entry, How, PolicyHistory
 
 CompileFolder = Callable[[Mapping[str, bytes]], PolicySet]
@@ -114,7 +114,7 @@ class PolicyStore:
         Where the folder is broken, the newest set of the history that still compiles is taken.
         """
         try:
-            files = self._read_twice()
+            files = read_whole_folder(self._folder)
             self._seen = revision_of(files)
             policies = self._compile(files)
         except PolicyError as error:
@@ -223,15 +223,6 @@ class PolicyStore:
             ],
             "history_store": self._history.status() if self._history is not None else None,
         }
-
-    def _read_twice(self) -> dict[str, bytes]:
-        files = read_folder(self._folder)
-        for _ in range(_MOST_TRIES):
-            again = read_folder(self._folder)
-            if again == files:
-                break
-            files = again
-        return files
 
     def _load_from_history(self, problem: str) -> bool:
         """Take the newest set of the history that still compiles; what a rollback replaced comes last."""

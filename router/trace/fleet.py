@@ -7,7 +7,8 @@ history, which belongs to a collector (`trace.otlp`). Items of batches are left 
 
 While Redis is away or slow, what waits is kept and tried again; over `queue_max` the oldest is dropped. So at every
 moment: handed over = queued + written + dropped + failed. A batch whose reply was lost may be written twice, and the
-reader shows it once.
+reader shows it once. A Redis that takes rows but refuses to trim them is said once, and counted for each batch
+(`untrimmed`): the stream keeps its length all the same.
 """
 
 from __future__ import annotations
@@ -30,14 +31,20 @@ DEADLINE_S = 1.0  # of a command: nobody waits for these but the task, and whoev
 _BATCH = 64  # rows of one call; they are encoded in one go, in about half a millisecond
 _AGAIN_S = 0.5
 
-# XADD comes first: a Redis that is full refuses it then, and nothing is written twice. What trims may be refused: the
-# length is bounded by XADD itself.
+# XADD comes first: a Redis that is full refuses it then, and nothing is written twice. What trims may be refused, and
+# the reply says what was: the length is bounded by XADD itself, and rows that are there must not be written again.
 _WRITE = f"""\
 for i = 2, #ARGV do redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 't', ARGV[i]) end
-local now = redis.pcall('TIME')
-redis.pcall('XTRIM', KEYS[1], 'MINID', '~', string.format('%.0f', (now[1] or 0) * 1000 - {KEEP_MS}))
-redis.pcall('PEXPIRE', KEYS[1], {KEEP_MS})
-return #ARGV - 1
+local refused = ''
+local function try(name, ...)
+  local said = redis.pcall(name, ...)
+  if type(said) == 'table' and said.err then refused = name; return nil end
+  return said
+end
+local now = try('TIME')
+if now then try('XTRIM', KEYS[1], 'MINID', '~', string.format('%.0f', now[1] * 1000 - {KEEP_MS})) end
+try('PEXPIRE', KEYS[1], {KEEP_MS})
+return refused
 """
 
 _log = logging.getLogger("router")
@@ -69,8 +76,10 @@ class FleetTraces:
         self._flushing: asyncio.Task[None] | None = None
         self._is_closed = False
         self._is_refused = False  # Redis answers, and says no
-        self._in_hand = self._written = self._dropped = self._failed = self._retries = 0
+        self._is_untrimmed = False  # it takes rows, and does not let them be trimmed
+        self._in_hand = self._written = self._dropped = self._failed = self._retries = self._untrimmed = 0
         self.unreadable = 0  # rows that are none, met by whoever read
+        self.gaps = 0  # that live tails were told of
 
     def write(self, trace: Trace) -> None:
         """Take a finished trace: an append, and for the first of a while a timer."""
@@ -116,7 +125,9 @@ class FleetTraces:
             "dropped": self._dropped,
             "failed": self._failed,
             "retries": self._retries,
+            "untrimmed": self._untrimmed,
             "unreadable": self.unreadable,
+            "gaps": self.gaps,
         }
 
     def _arm(self, in_s: float) -> None:
@@ -159,10 +170,11 @@ class FleetTraces:
         self._in_hand = len(rows)
         try:
             if rows:
-                await self.link.run(_WRITE, [KEY], [self.most, *rows])
+                refused = bytes(await self.link.run(_WRITE, [KEY], [self.most, *rows])).decode("ascii")
                 self._written += len(rows)
                 is_taken = True
                 self._say(None)
+                self._say_untrimmed(refused)
         except RedisUnavailable as exc:
             self._retries += 1
             self._say(exc if exc.is_reply else None)
@@ -188,3 +200,19 @@ class FleetTraces:
                 )
             else:
                 _log.info("fleet: Redis takes traces again")
+
+    def _say_untrimmed(self, refused: str) -> None:
+        """Count and say once which command of those that trim is refused; the rows are written all the same."""
+        self._untrimmed += bool(refused)
+        if bool(refused) != self._is_untrimmed:
+            self._is_untrimmed = bool(refused)
+            if refused:
+                _log.error(
+                    "fleet: Redis refuses %s: the last %d traces stay there for longer than a week; "
+                    "let the user of `fleet` use it (`ACL SETUSER … +%s`)",
+                    refused,
+                    self.most,
+                    refused.lower(),
+                )
+            else:
+                _log.info("fleet: Redis trims traces again")

@@ -1,14 +1,15 @@
 """The fleet's stream of traces, read for people: pages, one trace, and what came since the last look.
 
-It is read in small pieces, newest first, and what does not match is passed over here: a piece costs a few milliseconds
-at the most, and requests come in between. Every question has a time limit.
+It is read in small pieces, newest first, and what does not match is passed over here. After each half of a millisecond
+of work requests come in between. Every question has a time limit. Live tails share one reading, see `fleet_tail`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,18 +21,21 @@ from router.trace.fleet_row import MOST_READ_BYTES, Row, matches, read, shown
 from router.trace.record import TraceQuery
 
 LIMIT_S = 5.0  # of one question
-_PIECE = 64  # rows; all of them shown are two milliseconds
+PIECE = 32  # rows that follow a mark, of one go
+_PIECE_OF_PAGE = 64
 _PIECE_OF_SEARCH = 256  # rows of which most are only looked at
 _MOST_OF_A_TAIL = 1_024  # rows looked at for one step of a tail; more come with the next
+_WORK_S = 0.0005  # in one go
 _MARK = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 
-# Entries beside the stream's length and its first mark. A row that is none, or too large, comes as "".
+# Entries beside the stream's length, its first mark and its last. A row that is none, or too large, comes as "".
 _READ = f"""\
 local found
 if ARGV[1] == 'newest' then found = redis.call('XREVRANGE', KEYS[1], ARGV[2], '-', 'COUNT', ARGV[3])
 else found = redis.call('XRANGE', KEYS[1], ARGV[2], '+', 'COUNT', ARGV[3]) end
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
-local said = {{redis.call('XLEN', KEYS[1]), first[1] and first[1][1] or ''}}
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+local said = {{redis.call('XLEN', KEYS[1]), first[1] and first[1][1] or '', last[1] and last[1][1] or ''}}
 for _, entry in ipairs(found) do
   local row = ''
   for i = 1, #entry[2], 2 do if entry[2][i] == 't' and #entry[2][i + 1] <= {MOST_READ_BYTES} then
@@ -45,16 +49,41 @@ return said
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """`rows` by mark, in the order asked for; `held` rows are in the stream, the oldest at `oldest_ms` (Unix)."""
+    """`rows` by mark, in the order asked for; `held` rows are in the stream, the oldest at `oldest_ms` (Unix).
+
+    `oldest` and `newest` are marks, empty for an empty stream.
+    """
 
     rows: tuple[tuple[str, bytes], ...]
     held: int
     oldest: str
+    newest: str
 
     @property
     def oldest_ms(self) -> int | None:
         """When the oldest row that is still there was written; None for an empty stream."""
         return int(self.oldest.partition("-")[0]) if self.oldest else None
+
+    def lacks_some_after(self, mark: str) -> bool:
+        """Whether the stream begins after the mark, or is another one, so that rows between may be gone."""
+        return self.is_of_another(mark) or (bool(self.rows) and mark != "0-0" and numbers(self.oldest) > numbers(mark))
+
+    def is_of_another(self, mark: str) -> bool:
+        """Whether the stream ends before the mark: Redis lost it, and what comes now would stay below the mark."""
+        return bool(self.newest) and numbers(self.newest) < numbers(mark)
+
+
+class Breath:
+    """Work in small pieces: `take` lets others have the loop after each half of a millisecond."""
+
+    def __init__(self) -> None:
+        self._since_s = time.perf_counter()
+
+    async def take(self) -> None:
+        """Wait for a turn of the loop, if it is time."""
+        if time.perf_counter() - self._since_s > _WORK_S:
+            await asyncio.sleep(0)
+            self._since_s = time.perf_counter()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +104,7 @@ class FleetPage:
 class FleetStep:
     """One step of a tail: `rows` oldest first, the `mark` to go on from, whether there `is_more` at once.
 
-    `has_gap`: rows after the mark asked for are gone already.
+    `has_gap`: rows after the mark asked for are gone already, or Redis lost the stream and has another.
     """
 
     rows: list[dict[str, Any]]
@@ -118,14 +147,15 @@ class FleetReader:
         rows: list[dict[str, Any]] = []
         seen: set[tuple[Any, ...]] = set()
         mark, held, oldest_ms, is_cut = before, 0, None, False
-        until_s = asyncio.get_running_loop().time() + self._limit_s
-        async for piece in self._pieces(before, _PIECE):
+        until_s, breath = asyncio.get_running_loop().time() + self._limit_s, Breath()
+        async for piece in self._pieces(before, _PIECE_OF_PAGE):
             held, oldest_ms = piece.held, piece.oldest_ms
-            for mark, row in self._read(piece):
+            for mark, row in self.rows(piece):
                 if matches(row, query) and _is_new(row, seen):
                     rows.append(shown(row, mark))
                     if len(rows) == limit:
                         return FleetPage(rows, mark if mark != piece.oldest else None, held, oldest_ms, is_cut)
+                await breath.take()
             if piece.rows:
                 mark = piece.rows[-1][0]
             if asyncio.get_running_loop().time() > until_s:
@@ -140,7 +170,7 @@ class FleetReader:
         begun: dict[str, dict[str, Any]] = {}
         until_s = asyncio.get_running_loop().time() + self._limit_s
         async for piece in self._pieces(None, _PIECE_OF_SEARCH):
-            for mark, row in self._read(piece, wanted):
+            for mark, row in self.rows(piece, wanted):
                 if some_id in (row["trace_id"], row.get("request_id")):
                     return shown(row, mark)
                 if is_start and row["trace_id"].startswith(some_id):
@@ -157,16 +187,22 @@ class FleetReader:
     async def step(self, after: str, query: TraceQuery) -> FleetStep:
         """What came after a mark and matches, at most `_MOST_OF_A_TAIL` rows looked at."""
         rows: list[dict[str, Any]] = []
-        mark, looked_at, is_more, has_gap = after, 0, True, False
+        mark, looked_at, is_more, has_gap, breath = after, 0, True, False, Breath()
         while is_more and looked_at < _MOST_OF_A_TAIL:
-            piece = await self._piece("after", f"({mark}", _PIECE)
-            has_gap = has_gap or (looked_at == 0 and bool(piece.rows) and _is_gap(after, piece))
-            rows += [shown(row, at) for at, row in self._read(piece) if matches(row, query)]
+            piece = await self.after(mark)
+            has_gap = has_gap or (looked_at == 0 and piece.lacks_some_after(after))
+            for at, row in self.rows(piece):
+                if matches(row, query):
+                    rows.append(shown(row, at))
+                await breath.take()
             looked_at += len(piece.rows)
-            is_more = len(piece.rows) == _PIECE
-            if piece.rows:
-                mark = piece.rows[-1][0]
+            is_more = len(piece.rows) == PIECE
+            mark = piece.newest if piece.is_of_another(mark) else piece.rows[-1][0] if piece.rows else mark
         return FleetStep(rows, mark, is_more, has_gap)
+
+    async def after(self, mark: str) -> Piece:
+        """The `PIECE` rows that follow a mark, oldest first."""
+        return await self._piece("after", f"({mark}", PIECE)
 
     async def _pieces(self, before: str | None, count: int) -> AsyncIterator[Piece]:
         mark = before
@@ -179,9 +215,9 @@ class FleetReader:
 
     async def _piece(self, which: str, start: str, count: int) -> Piece:
         try:
-            held, oldest, *said = await self._traces.link.run(_READ, [KEY], [which, start, count])
-            marks = [bytes(mark).decode("ascii") for mark in said[::2]]
-            return Piece(tuple(zip(marks, said[1::2], strict=True)), int(held), bytes(oldest).decode("ascii"))
+            held, *said = await self._traces.link.run(_READ, [KEY], [which, start, count])
+            oldest, newest, *marks = [bytes(mark).decode("ascii") for mark in (*said[:2], *said[2::2])]
+            return Piece(tuple(zip(marks, said[3::2], strict=True)), int(held), oldest, newest)
         except RedisUnavailable as exc:
             raise TraceStoreError(
                 f"the fleet's traces cannot be read: Redis: {exc.reason}",
@@ -191,18 +227,24 @@ class FleetReader:
         except (TypeError, ValueError):
             raise TraceStoreError(f"the fleet's traces cannot be read: `{KEY}` of Redis is no stream of ours") from None
 
-    def _read(self, piece: Piece, wanted: bytes = b"") -> list[tuple[str, Row]]:
-        """The rows that are rows, by mark; of those that hold `wanted`."""
-        found = []
+    def rows(self, piece: Piece, wanted: bytes = b"") -> Iterator[tuple[str, Row]]:
+        """The rows that are rows, by mark; of those that hold `wanted`. The others are counted."""
         for mark, body in piece.rows:
             if wanted and wanted not in body:
                 continue
             row = read(body)
             if row is None:
-                self._traces.unreadable += 1
+                self.met_unreadable()
             else:
-                found.append((mark, row))
-        return found
+                yield mark, row
+
+    def met_unreadable(self) -> None:
+        """Count a row that is none."""
+        self._traces.unreadable += 1
+
+    def met_gap(self) -> None:
+        """Count that a live tail was told of a gap."""
+        self._traces.gaps += 1
 
 
 def _is_new(row: Mapping[str, Any], seen: set[tuple[Any, ...]]) -> bool:
@@ -214,11 +256,7 @@ def _is_new(row: Mapping[str, Any], seen: set[tuple[Any, ...]]) -> bool:
     return True
 
 
-def _is_gap(after: str, piece: Piece) -> bool:
-    """Whether the stream begins after the mark, so that rows between may be gone."""
-    return after != "0-0" and _numbers(piece.oldest) > _numbers(after)
-
-
-def _numbers(mark: str) -> tuple[int, int]:
+def numbers(mark: str) -> tuple[int, int]:
+    """A mark as it is compared: when in Unix milliseconds, and which of that one."""
     at_ms, _, number = mark.partition("-")
     return int(at_ms), int(number)

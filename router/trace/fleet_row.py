@@ -185,7 +185,7 @@ def read(body: bytes) -> Row | None:
         row = orjson.loads(body)
     except ValueError:
         return None
-    if not isinstance(row, dict) or not _is_shallow(row, _MOST_READ):
+    if not isinstance(row, dict) or not _is_shallow(row):
         return None
     trace_id, started_at_ns = row.get("trace_id"), row.get("started_at_ns")
     if not isinstance(trace_id, str) or not 0 < len(trace_id) <= 64 or type(started_at_ns) is not int:
@@ -284,11 +284,14 @@ def _tree(value: Any) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _is_shallow(value: Any, levels: int) -> bool:
-    if not isinstance(value, (dict, list)):
-        return True
-    inner = value.values() if isinstance(value, dict) else value
-    return levels > 0 and all(_is_shallow(each, levels - 1) for each in inner)
+def _is_shallow(row: dict[str, Any]) -> bool:
+    inner: list[Any] = [row]
+    for _ in range(_MOST_READ):
+        values = [each for value in inner for each in (value.values() if type(value) is dict else value)]
+        inner = [each for each in values if type(each) is dict or type(each) is list]
+        if not inner:
+            return True
+    return False
 
 
 def _affinity(value: Any) -> dict[str, Any] | None:

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
-import anyio
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from router.errors import BadFilter, TraceStoreError
 from router.trace.export import started_at
 from router.trace.filters import read_query
 from router.trace.fleet_read import FleetPage, FleetReader, check_mark
-from router.trace.record import TraceQuery
+from router.trace.fleet_tail import FleetTail, FleetTails, encoded
 from router.web.answer import encoded_answer, error_answer, json_answer
 from router.web.turns import SeatedStream, Seats, Turns
 
-_TAILS_MAX = 16  # each asks Redis a question a second
-_AT_ONCE = 0.05  # seconds to the next step of a tail that has more to read
+_TAILS_MAX = 16  # they share one reading, but each is sent every event
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +46,8 @@ class FleetRooms:
     def __init__(self, services: TraceServices, fleet: FleetReader | None) -> None:
         self._services = services
         self._fleet = fleet
-        self._tails = Seats(_TAILS_MAX)
+        self._tails = None if fleet is None else FleetTails(fleet, poll_s=services.poll_s)
+        self._seats = Seats(_TAILS_MAX)
         self._turns = Turns()
 
     async def home(self, _: Request) -> Response:
@@ -80,54 +78,46 @@ class FleetRooms:
         return _json({**found, "is_here": found["pod"] == fleet.pod})
 
     async def events(self, request: Request) -> Response:
-        """Server-sent events: one `trace` per request that has finished on any router; `gap` where some were missed."""
+        """Server-sent events: one `trace` per request that has finished on any router; `gap` where some are left out.
+
+        Those are gone from the stream already, or there were too many a second, or the client took them too slowly.
+        """
         fleet = self._reader()
         params = _own_params(request)
         for name in ("limit", "before"):
             params.pop(name, None)
         query = read_query(params, self._services.now_ns())
         last = request.headers.get("last-event-id", "")
-        if not self._tails.take():
+        if not self._seats.take():
             return error_answer(429, "rate_limit_error", f"{_TAILS_MAX} live tails of the fleet are open already")
         try:
             await fleet.flush()
-            mark = last if _is_mark(last) else await fleet.newest()
+            is_returning = _is_mark(last)
+            mark = last if is_returning else await fleet.newest()
         except BaseException:
-            self._tails.give_back()
+            self._seats.give_back()
             raise
-        return SeatedStream(
-            self._tails,
-            self._tail(fleet, query, mark),
-            media_type="text/event-stream",
-            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+        assert self._tails is not None
+        return _TailStream(
+            self._tails.tail(query, mark, is_returning=is_returning),
+            self._seats,
+            self._tail,
         )
 
-    async def _tail(self, fleet: FleetReader, query: TraceQuery, mark: str) -> AsyncIterator[bytes]:
-        yield f"retry: 2000\nid: {mark}\nevent: ready\ndata: {{}}\n\n".encode()
-        poll_s, quiet_s = self._services.poll_s, 0.0
-        while not self._services.is_draining():
-            pause_s = poll_s
-            try:
-                step = await fleet.step(mark, query)
-            except TraceStoreError:  # Redis is away: the next look may find it, and goes on from the same mark
-                step = None
-            if step is not None:
-                mark = step.mark
-                pause_s = min(_AT_ONCE, poll_s) if step.is_more else poll_s
-                if step.has_gap:
-                    yield b"event: gap\ndata: {}\n\n"
-                if step.rows:
-                    quiet_s = 0.0
-                    # JSON holds no line ends, so no trace can end its own event (S15)
-                    yield b"".join(
-                        b"id: %b\nevent: trace\ndata: %b\n\n" % (row["mark"].encode(), _encoded(row))
-                        for row in step.rows
-                    )
-            quiet_s += pause_s
+    async def _tail(self, tail: FleetTail) -> AsyncIterator[bytes]:
+        yield f"retry: 2000\nid: {tail.mark}\nevent: ready\ndata: {{}}\n\n".encode()
+        quiet_s = 0.0
+        async for events in tail.events():
+            if events:
+                quiet_s = 0.0
+                yield events
+            else:
+                quiet_s += self._services.poll_s
             if quiet_s >= 15.0:  # a comment now and then finds out whether anybody still listens
                 quiet_s = 0.0
                 yield b":\n\n"
-            await anyio.sleep(pause_s)
+            if self._services.is_draining():
+                return
 
     def _reader(self) -> FleetReader:
         if self._fleet is None:
@@ -136,6 +126,21 @@ class FleetRooms:
                 hint="set `fleet` to the Redis of the fleet, and leave `fleet_traces` on",
             )
         return self._fleet
+
+
+class _TailStream(SeatedStream):
+    """A tail as an answer; at its end the others are served without it."""
+
+    def __init__(self, tail: FleetTail, seats: Seats, events: Callable[[FleetTail], AsyncIterator[bytes]]) -> None:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(seats, events(tail), media_type="text/event-stream", headers=headers)
+        self._tail = tail
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._tail.close()
 
 
 def is_of_fleet(request: Request) -> bool:
@@ -181,14 +186,4 @@ def _of_stream(fleet: FleetReader, found: FleetPage) -> dict[str, Any]:
 
 
 def _json(value: Any) -> Response:
-    return encoded_answer(_encoded(value))
-
-
-def _encoded(value: Any) -> bytes:
-    return orjson.dumps(value, default=_exactly)
-
-
-def _exactly(value: object) -> orjson.Fragment:
-    """Money digit for digit, as `export.encode_json` writes it."""
-    assert isinstance(value, Decimal)
-    return orjson.Fragment(format(value, "f"))
+    return encoded_answer(encoded(value))

@@ -414,7 +414,7 @@ async def test_who_is_not_heard_of_is_not_waited_for(redis_server: RedisServer, 
     now_ms = await store.now_ms()
     said = b'{"source":"folder","folder":"","looked":0,"looked_ms":0,"last":0,"state":"none","reason":"","since_ms":0}'
     for name, ago_ms in (("dead", LEASE_MS + 1000), ("mute", 0)):
-        await link.ask("HSET", PROCESSES, name, b"%d 000000000000 %s" % (now_ms - ago_ms, said))
+        await link.ask("HSET", PROCESSES, name, b"%d 000000000000 - %s" % (now_ms - ago_ms, said))
     async with member(redis_server) as s:
         await heard(s, 2, other_revision=1)
         new = await store.push(Version(0, 0, revision_of(encoded(1)), "push"), pack_files(encoded(1)))

@@ -45,8 +45,8 @@ def test_what_is_stored_comes_back() -> None:
     """Files, a version, a word of a process."""
     assert unpack_files(pack_files(FILES), VERSION) == FILES
     assert unpack_version(3, pack_version(VERSION, None)) == VERSION
-    line = b"5 " + STANDING.revision.encode() + b" " + pack_standing(STANDING)
-    assert unpack_standing(STANDING.name.encode(), line, 12) == STANDING
+    line = b"5 " + STANDING.revision.encode() + b" " + pack_standing(STANDING, None)
+    assert unpack_standing(STANDING.name.encode(), line, 12, None) == STANDING
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z0-9]{1,8}\.yaml", fullmatch=True), st.text(max_size=200), min_size=1))
@@ -114,7 +114,7 @@ def test_a_version_that_is_not_of_this_form_is_none(change: dict[str, object]) -
 def test_bytes_that_nobody_of_us_wrote_are_nothing(data: bytes) -> None:
     """Never an error: the line is passed over."""
     assert unpack_version(1, data) is None
-    assert unpack_standing(b"name", data, 0) is None
+    assert unpack_standing(b"name", data, 0, None) is None
 
 
 def test_a_message_of_many_lines_becomes_one_and_is_cut() -> None:
@@ -140,6 +140,9 @@ def test_a_process_has_answered_when_it_took_refused_or_went_beyond() -> None:
     assert STANDING.has_answered(replace(VERSION, number=2, at_ms=9_999))  # whatever the clock of Redis does
     assert not STANDING.has_answered(replace(VERSION, at_ms=1001))  # another of the same number, after a loss
     assert not replace(STANDING, state="checking").has_answered(VERSION)
+    damaged = replace(STANDING, looked_ms=0, state="refused")  # nobody knows when it was pushed
+    assert damaged.has_answered(VERSION)
+    assert not damaged.has_answered(replace(VERSION, number=4))
     # anybody may have written a number that this process could not believe
     assert not replace(STANDING, looked=900, state="refused").has_answered(VERSION)
 
@@ -159,6 +162,34 @@ def test_a_version_is_signed_with_its_number_its_time_and_all_that_is_known_of_i
     for at in range(len(data)):
         changed = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
         assert not is_sealed(3, changed, KEY)
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs", "trust"),
+    [(None, None, "ours"), (KEY, KEY, "ours"), (KEY, None, "open"), (KEY, OTHER, "foreign"), (None, KEY, "foreign")],
+)
+def test_what_a_process_says_is_believed_when_it_has_the_same_secret(
+    own: bytes | None, theirs: bytes | None, trust: str
+) -> None:
+    """One without a secret takes what is pushed, but anybody may have written its line."""
+    line = b"5 " + STANDING.revision.encode() + b" " + pack_standing(STANDING, theirs)
+    said = unpack_standing(STANDING.name.encode(), line, 12, own)
+    assert said == replace(STANDING, trust=trust)
+    if own is not None and theirs is own:
+        other = unpack_standing(b"another", line, 12, own)
+        assert other is not None
+        assert other.trust == "foreign"
+
+
+@pytest.mark.parametrize("change", [
+    {"folder": "x"}, {"folder": None}, {"since_ms": 10**400}, {"looked": -1}, {"last": True}, {"state": "happy"},
+    {"source": "a\nb"},
+])  # fmt: skip
+def test_a_word_of_a_process_that_is_not_of_this_form_is_none(change: dict[str, object]) -> None:
+    """A folder's revision goes into what is pushed, and a time onto the screen."""
+    note = {**json.loads(pack_standing(STANDING, None)[2:]), **change}
+    line = b"5 " + STANDING.revision.encode() + b" - " + json.dumps(note).encode()
+    assert unpack_standing(b"name", line, 0, None) is None
 
 
 @given(st.binary(max_size=200))

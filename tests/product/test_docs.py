@@ -17,6 +17,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from kit.redis_server import RedisServer
+from kit.shared_store import be_patient
 from kit.stage import always, stage
 from test_floors import floor_of
 
@@ -291,8 +292,11 @@ def as_user(server: RedisServer, *command: str) -> bytes:
 
 
 @pytest.mark.anyio
-async def test_the_redis_user_of_the_docs_has_all_the_rights_it_needs(redis_server: RedisServer) -> None:
+async def test_the_redis_user_of_the_docs_has_all_the_rights_it_needs(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the documented line the cache, its purges and the conversations work, and Redis refuses nothing."""
+    be_patient(monkeypatch)
     (line,) = re.findall(r"^ACL SETUSER .*$", page("docs/operations.md"), re.MULTILINE)
     assert redis_server.say(*line.replace("PASSWORD", "s3cret").split()) == b"+OK\r\n"
     url = redis_server.url.replace("redis://", "redis://router:s3cret@")

@@ -16,7 +16,10 @@ const list = new List({
   filterBy,
   open: (trace) => open(list.idFor(trace)),
   filled: (fleet) => { told(fleet); if (state.open !== null) list.select(state.open); },
-  missed: () => { $("fleet-note").append(" Requests were missed: more came than Redis keeps."); },
+  missed: () => {
+    const note = " More came than a live list takes: some are missing here. Reload to see the newest.";
+    if (!$("fleet-note").textContent.endsWith(note)) $("fleet-note").append(note); // a gap may come each second
+  },
   grew: () => {
     state.due ??= setTimeout(() => { state.due = null; figures(state.asked).catch(problem); }, REFRESH_MS);
   } });
