@@ -310,18 +310,23 @@ class RedisNode:
                 return
 
     async def _ails(self, must_be_master: bool) -> str:
-        """Why it cannot serve; empty when it can. An error reply to the question itself shows no more than life."""
+        """Why it cannot serve; empty when it can. An error reply to a question shows no more than life, its silence
+        more: one late answer must not end a rest."""
         limit_s = self._limits.deadline_s
         outcome = await self.exchange(_PING, limit_s)
         if isinstance(outcome, Exception) and not is_about_the_command(outcome):
             return why(outcome, limit_s)
         if must_be_master:
             role = await self.exchange(_ROLE, limit_s)  # a replica answers PING too
+            if isinstance(role, Exception) and not is_about_the_command(role):
+                return why(role, limit_s)
             if isinstance(role, list) and role[:1] != [b"master"]:
                 self._drop_free()
                 return "the server is a replica"
         if self._is_of_cluster:
             said = await self.exchange(_CLUSTER_INFO, limit_s)
+            if isinstance(said, Exception) and not is_about_the_command(said):
+                return why(said, limit_s)
             if isinstance(said, bytes) and b"cluster_state:fail" in said:
                 return "error reply `CLUSTERDOWN`"
         return ""

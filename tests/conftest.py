@@ -9,11 +9,16 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
+import router.catalog_file
 import router.classify.model
+
+if TYPE_CHECKING:
+    from router.catalog.lookup import Catalog
 
 # The same examples in every run, so that a red test is a change of ours and never a roll of the dice; to look for new
 # ones: HYPOTHESIS_PROFILE=explore.
@@ -49,6 +54,17 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # The weights that the package ships are read once per worker; what was read is never changed. A program that a test
 # starts reads them for itself.
 router.classify.model.read_weights = functools.cache(router.classify.model.read_weights)
+
+_read_catalog = router.catalog_file.load_catalog
+_shipped_catalog = functools.cache(_read_catalog)
+
+
+def _load_catalog(path: Path | None = None) -> Catalog:
+    """The catalogue of the package is read once per worker too; who asks gets its own, for models may be refreshed."""
+    return _read_catalog(path) if path else _shipped_catalog().with_models(_shipped_catalog().models)
+
+
+router.catalog_file.load_catalog = _load_catalog  # before any test module takes it from there
 
 # Lowest floor first, so that the first red test is usually the cause.
 _FLOORS = (

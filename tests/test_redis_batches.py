@@ -183,13 +183,13 @@ async def test_a_script_that_fails_is_an_error_reply(redis_server: RedisServer, 
 
 async def test_a_script_has_one_limit_for_both_ways_of_sending(redis_server: RedisServer, connect: Connect):
     """`within_s` is for the whole."""
-    link = connect(redis_server.url)
+    link = connect(redis_server.url, **CALM)
     await link.ask("PING")
     redis_server.freeze()
     started_s = time.monotonic()
     with pytest.raises(RedisUnavailable):
-        await link.run(ECHO, ["k"], ["v"], within_s=0.02)
-    assert time.monotonic() - started_s < 0.045
+        await link.run(ECHO, ["k"], ["v"], within_s=0.15)
+    assert time.monotonic() - started_s < 0.29
 
 
 # Scans

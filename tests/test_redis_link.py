@@ -22,6 +22,7 @@ from router.redis_link import RedisLink, RedisUnavailable, check_redis_url
 pytestmark = pytest.mark.anyio
 
 Connect = Callable[..., RedisLink]
+CALM = {"deadline_s": 2.0, "give_up_s": 3.0}  # where a busy machine must not fail the test
 
 
 # Addresses
@@ -69,7 +70,7 @@ def test_these_are_refused_without_showing_the_password(url: str, says: str):
 
 async def test_bytes_go_in_and_bytes_come_out(redis_server: RedisServer, connect: Connect):
     """Replies are as the protocol has them: nothing is decoded, nothing turned into True."""
-    link = connect(redis_server.url)
+    link = connect(redis_server.url, **CALM)
     value = bytes(range(256)) * 100
     assert await link.ask("SET", b"k\r\n\x00", value, "EX", 60) == b"OK"
     assert await link.ask("GET", b"k\r\n\x00") == value
@@ -79,7 +80,7 @@ async def test_bytes_go_in_and_bytes_come_out(redis_server: RedisServer, connect
     assert await link.ask("EXPIRE", "h", 9) == 1
     assert await link.ask("EVAL", "return {KEYS[1], ARGV[1]}", 1, "k", b"\xff") == [b"k", b"\xff"]
     assert link.stats()["asked"] == 7
-    assert 0 < link.stats()["last_latency_us"] < 50_000
+    assert 0 < link.stats()["last_latency_us"] < 2_000_000
 
 
 async def test_making_a_link_connects_to_nothing(connect: Connect):
@@ -93,7 +94,7 @@ async def test_making_a_link_connects_to_nothing(connect: Connect):
 async def test_a_user_with_few_rights_is_enough(redis_server: RedisServer, connect: Connect):
     """Nothing is sent on connect but the credentials and the number of the database."""
     redis_server.say("ACL", "SETUSER", "small", "on", ">p@ss/word", "~router:*", "+get", "+set", "+select")
-    link = connect(f"redis://small:p%40ss%2Fword@127.0.0.1:{redis_server.port}/3")
+    link = connect(f"redis://small:p%40ss%2Fword@127.0.0.1:{redis_server.port}/3", **CALM)
     assert await link.ask("SET", "router:k", "v") == b"OK"
     assert await link.ask("GET", "router:k") == b"v"
     for _ in range(5):
@@ -105,7 +106,7 @@ async def test_a_user_with_few_rights_is_enough(redis_server: RedisServer, conne
 
 async def test_an_error_reply_names_its_kind_and_no_value(redis_server: RedisServer, connect: Connect):
     """Redis repeats in its texts what was sent; ours do not. Such replies never make the link rest."""
-    link = connect(redis_server.url)
+    link = connect(redis_server.url, **CALM)
     for _ in range(4):
         error = await failure(link, "NOSUCHCOMMAND", "secret-value")
         assert (error.reason, error.is_reply) == ("error reply `ERR`", True)
@@ -120,12 +121,12 @@ async def test_wrong_credentials_are_called_that(idle_redis_server: RedisServer,
     idle_redis_server.start("--requirepass", "right")
     seen: list[tuple[bool, str]] = []
     link = connect(
-        f"redis://{userinfo}127.0.0.1:{idle_redis_server.port}", observe=lambda up, why: seen.append((up, why))
+        f"redis://{userinfo}127.0.0.1:{idle_redis_server.port}", **CALM, observe=lambda up, why: seen.append((up, why))
     )
     for _ in range(4):
         await failure(link, "GET", "k")
     assert seen == [(False, "the server does not accept the credentials, or asks for some")]
-    right = connect(f"redis://:right@127.0.0.1:{idle_redis_server.port}")
+    right = connect(f"redis://:right@127.0.0.1:{idle_redis_server.port}", **CALM)
     assert await right.ask("PING") == b"PONG"
 
 
@@ -175,9 +176,8 @@ async def test_sentinels_say_where_the_master_is(servers: Callable[..., RedisSer
     new.say("SET", "router:k", "new")
     sentinel = servers(config=f"sentinel monitor main 127.0.0.1 {old.port} 1\n")
     seen: list[bool] = []
-    link = connect(
-        f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel.port}/main", observe=lambda is_up, _: seen.append(is_up)
-    )
+    url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel.port}/main"
+    link = connect(url, **CALM, observe=lambda is_up, _: seen.append(is_up))
     assert await link.ask("GET", "router:k") == b"old"
     assert await link.ask("SET", "router:j", "v") == b"OK"
     old.kill()
@@ -224,16 +224,16 @@ async def test_sentinels_and_master_may_both_speak_tls(
 
 async def test_a_frozen_server_costs_the_deadline_and_then_nothing(redis_server: RedisServer, connect: Connect):
     """Three waits, then calls fail at once; what was refused is counted apart."""
-    link = connect(redis_server.url)
+    link = connect(redis_server.url, deadline_s=0.2)
     await link.ask("SET", "k", "v")
     redis_server.freeze()
     waits_s = []
     for _ in range(6):
         started_s = time.monotonic()
-        assert (await failure(link, "GET", "k")).reason == "no answer within 50 ms"
+        assert (await failure(link, "GET", "k")).reason == "no answer within 200 ms"
         waits_s.append(time.monotonic() - started_s)
-    assert min(waits_s[:3]) > 0.049
-    assert sorted(waits_s[:3])[1] < 0.06  # the middle one: the machine may be busy with other things
+    assert min(waits_s[:3]) > 0.199
+    assert sorted(waits_s[:3])[1] < 0.25  # the middle one: the machine may be busy with other things
     assert sorted(waits_s[3:])[1] < 0.005
     assert link.stats()["failed"] == 3
     assert link.stats()["refused"] == 3
@@ -245,10 +245,10 @@ async def test_a_frozen_server_costs_the_deadline_and_then_nothing(redis_server:
 
 async def test_a_shorter_limit_counts_for_one_call(redis_server: RedisServer, connect: Connect):
     """`within_s` is what is left of somebody's time; it is never longer than the deadline."""
-    link = connect(redis_server.url)
+    link = connect(redis_server.url, deadline_s=0.3)
     await link.ask("PING")
     redis_server.freeze()
-    for within_s, least_s, most_s in ((0.01, 0.009, 0.045), (-1, 0, 0.045), (9, 0.049, 0.25)):
+    for within_s, least_s, most_s in ((0.01, 0.009, 0.25), (-1, 0, 0.25), (9, 0.299, 1.0)):
         started_s = time.monotonic()
         with pytest.raises(RedisUnavailable):
             await link.ask("PING", within_s=within_s)
@@ -267,11 +267,13 @@ async def test_a_first_connection_slower_than_the_deadline_comes_to_be(redis_ser
 
 async def test_a_success_between_failures_keeps_the_link_up(redis_server: RedisServer, connect: Connect):
     """Only failures in a row count."""
-    link = connect(redis_server.url)
+    link = connect(redis_server.url, **CALM)
+    await link.ask("PING")
     for _ in range(3):
+        redis_server.freeze()
         for _ in range(2):
-            redis_server.freeze()
-            await failure(link, "PING")
+            with pytest.raises(RedisUnavailable, match="no answer"):
+                await link.ask("PING", within_s=0.05)
         redis_server.thaw()
         assert await link.ask("PING") == b"PONG"
     assert link.is_up

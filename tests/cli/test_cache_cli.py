@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from kit.redis_server import RedisServer
+from kit.shared_store import be_patient
 from kit.stage import KEY, Stage, answers, http, message, request_body, stage
 
 from router.cli.main import cli
@@ -34,6 +35,12 @@ REPLY = http(message())
 @pytest.fixture(autouse=True)
 def _no_settings_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine must not look like a slow Redis, for then nothing is replayed."""
+    be_patient(monkeypatch)
 
 
 def cache(*arguments: str) -> Result:

@@ -30,11 +30,7 @@ from router.settings import Settings
 from router.trace.record import TraceQuery
 from router.trace.sqlite import SqliteTraceReader
 
-# What the package ships is read once per process: reading it takes longer than most tests.
-_load_catalog = router.app.load_catalog
-_shipped_catalog = functools.cache(lambda: _load_catalog(None))
-_own = lambda catalog: catalog.with_models(catalog.models)  # a refresh must not reach the next test  # noqa: E731
-router.app.load_catalog = lambda path: _load_catalog(path) if path else _own(_shipped_catalog())
+# What the package ships is read once per process: reading it takes longer than most tests (see `conftest` too).
 router.app.shipped_classifier = functools.cache(router.app.shipped_classifier)
 # Tests take every core whole: what is left over for a process of the lowest priority is not enough for their limits.
 router.app.ProcessDesk = functools.partial(router.app.ProcessDesk, steps_back=False)

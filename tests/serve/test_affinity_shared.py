@@ -6,6 +6,7 @@ import time
 
 import pytest
 from kit.redis_server import RedisServer
+from kit.shared_store import be_patient
 from kit.stage import answers, http, message, request_body, sent_models, stage
 
 pytestmark = pytest.mark.anyio
@@ -29,8 +30,9 @@ SECOND = request_body(
 REPLY = http(message(model=HAIKU))
 
 
-async def test_a_conversation_goes_on_at_another_router(redis_server: RedisServer):
+async def test_a_conversation_goes_on_at_another_router(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch):
     """Bound at one, kept at the other; what is kept in Redis holds no word of it and no credential."""
+    be_patient(monkeypatch)
     async with (
         stage(answers(REPLY), policy=POLICY, affinity=redis_server.url) as one,
         stage(answers(REPLY), policy=POLICY, affinity=redis_server.url) as other,

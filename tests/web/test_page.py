@@ -189,7 +189,7 @@ def test_one_request_tells_all(filled: Shown, page: Any) -> None:
 def test_the_command_to_copy_holds_no_key_and_no_words(filled: Shown, page: Any, tmp_path: Path) -> None:
     """A template: model, size and betas as recorded; the shell takes it as one command, whatever a client named."""
     nasty = "it's $(touch pwned) `touch pwned`\n\x1b[31m"
-    with shown(tmp_path) as other:
+    with shown(tmp_path, tab=page) as other:
         facts = {**FACTS, "betas": [nasty]}
         other.write(a_request(0, path=f"/v1/messages?{nasty}", model_asked=nasty, facts=facts))
         opened(page, other.url)
@@ -209,7 +209,7 @@ def test_the_command_to_copy_holds_no_key_and_no_words(filled: Shown, page: Any,
 
 def test_the_live_tail_pauses_and_counts_what_waits(page: Any, browser: Any, tmp_path: Path) -> None:
     """New requests appear by themselves; while paused they are counted, and shown when asked for."""
-    with shown(tmp_path) as live:
+    with shown(tmp_path, tab=page) as live:
         live.write(a_request(0, ago_s=5))
         opened(page, live.url)
         live.write(a_request(1))
@@ -284,7 +284,7 @@ def test_ten_thousand_requests_are_shown_in_a_second(page: Any, tmp_path: Path) 
     from kit.recorded_traffic import make_store
 
     make_store(tmp_path / "page.db", 10_000)  # a million: `bench.traces`
-    with shown(tmp_path) as large:
+    with shown(tmp_path, tab=page) as large:
         page.goto(f"{large.url}/overview")  # the first writer adds the old rows up; it may take a while, and says so
         deadline = time.monotonic() + 60
         while page.locator("#groups tr").count() == 0 or page.locator("#aside-note").is_visible():
