@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 CLOSING_NS = 500_000_000  # books are closed right behind the last byte; so long a machine with much to do may take
 WRITING_NS = 100_000_000  # an answer is on its way into Redis: a turn of the loop, and the link's deadline of 50 ms
+_MANY = 20  # requests turned away, of which some are in the store
 _MS = 1_000_000  # the log's times are in whole milliseconds, rounded down
 _REPLAYED = ("hit", "coalesced")
 _MISSED = re.compile(r"cache: (?P<key>[0-9a-f]{64}): (?P<what>not looked up|an answer not written): (?P<reason>.+)")
@@ -132,6 +133,9 @@ def audit(books: Books) -> Found:
     digests = {bill.digest: bill for bill in books.bills if bill.ended_ns}
     for job in books.jobs:
         _client(found, job, rows.get(job.trace), bills.get(job.trace), digests, books.kills_ns)
+    turned_away, unrecorded = found.clients["529"], found.clients["529, counted without a row"]
+    if turned_away == unrecorded and turned_away > _MANY:
+        _complain(found, found.clients, "lost", f"none of {turned_away} requests that were turned away has a row")
     _upstream(found, books, jobs, rows)
     _store(found, rows.values(), {bill.request_id: bill for bill in books.bills})
     _cache(found, books, jobs, rows, digests)

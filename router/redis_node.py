@@ -310,8 +310,10 @@ class RedisNode:
                 return
 
     async def _ails(self, must_be_master: bool) -> str:
-        """Why it cannot serve; empty when it can. An error reply to a question shows no more than life, its silence
-        more: one late answer must not end a rest."""
+        """Why it cannot serve; empty when it can. An error reply to a question shows that it lives, which will do.
+
+        Silence does not: a late answer must not end a rest.
+        """
         limit_s = self._limits.deadline_s
         outcome = await self.exchange(_PING, limit_s)
         if isinstance(outcome, Exception) and not is_about_the_command(outcome):

@@ -30,6 +30,7 @@ from router.settings import Settings, resolve
 if TYPE_CHECKING:
     from router.policy.push_store import Found, PushStore, Row  # the library behind it takes long to load
 
+_SETTLE_S = 0.1  # somebody may be writing the folder
 _WAIT_S = 15.0  # a policy of a thousand rules takes seconds to be checked
 _Answer = TypeVar("_Answer")
 
@@ -65,7 +66,7 @@ def push(
     with saying_errors():
         settings = _settings(fleet, config)
         place = folder if folder is not None else Path(settings.policies)
-        files = read_whole_folder(place)
+        files = read_whole_folder(place, _SETTLE_S)
         checked = _checked(settings, files, place)
         if checked.policies is None:
             if as_json:

@@ -41,7 +41,7 @@ def follow_fleet(url: str, query: TraceQuery, take: Callable[[dict[str, Any]], N
                 step = await reader.step(mark, query)
                 mark = step.mark
                 if step.has_gap:
-                    click.echo("some requests are missing here: more came than Redis keeps", err=True)
+                    click.echo("some requests are missing here: Redis has them no longer", err=True)
                 for row in step.rows:
                     take(row)
                 if not step.is_more:

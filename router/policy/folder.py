@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from router.errors import PolicyError
@@ -50,10 +51,14 @@ def read_folder(folder: Path, *, is_rollback: bool = False) -> dict[str, bytes]:
         raise PolicyError(visible(f"{at}: cannot be read: {reason}"), hint="`--policies` names the folder") from exc
 
 
-def read_whole_folder(folder: Path) -> dict[str, bytes]:
-    """The same from a folder that somebody may be writing: read until it is twice the same. Raises PolicyError."""
+def read_whole_folder(folder: Path, pause_s: float = 0.0) -> dict[str, bytes]:
+    """The same from a folder that somebody may be writing: read until it is the same twice, `pause_s` apart.
+
+    Raises PolicyError.
+    """
     files = read_folder(folder)
     for _ in range(_MOST_TRIES):
+        time.sleep(pause_s)
         again = read_folder(folder)
         if again == files:
             break

@@ -67,6 +67,9 @@ class PushFollower:
         self._is_behind = False  # Redis has lost a version that this process has followed
         self._in_force: Version | None = None  # what this process put in force, until it sees that it is no more
         self._said_left = 0  # the last sticky version of which Redis was told that a folder is newer
+        self._held = 0  # the last version whose files this process served out of its folder
+        self._own = policies.current.revision if policies.source == "folder" else ""  # of the folder, that served last
+        self._changed_s = self._began_s  # since when
         self._answered = self._answered_ms = 0  # number and time of the version that `_state` is about
         self._state: State = "none"
         self._refusal: dict[str, Any] | None = None
@@ -87,6 +90,7 @@ class PushFollower:
         try:
             while not stop.is_set():
                 await self._tried("read", self._look())
+                await self._tried("ended", self._end_sticky())
                 if self._policies.current.revision != self._announced:
                     self._news.set()
                 await _within(stop, POLL_S)
@@ -181,11 +185,26 @@ class PushFollower:
             self._say(False, f"{type(error).__name__} while following pushed policies: this is a bug of the router")
 
     async def _look(self, within_s: float | None = None) -> None:
+        self._note_folder()
         if self._in_force is not None and not self._policies.pushed:
             self._give_way(self._in_force)
         number = await self._store.number(within_s)
         if number != self._looked or self._is_away or not self._is_met:
             await self._follow(number, within_s)
+
+    def _note_folder(self) -> None:
+        """Keep since when the folder's set that serves, or served last, is there."""
+        policies, last = self._policies, self._last
+        if policies.source != "folder":
+            return
+        own = policies.current.revision
+        if own != self._own:
+            self._own, self._changed_s = own, self._clock()
+        if last is not None and own == last.revision:
+            self._held = last.number
+
+    async def _end_sticky(self) -> None:
+        """Say it to those that start when a sticky version is over: a folder serves that is newer."""
         last = self._last
         if last is not None and last.number != self._said_left and self._is_over(last):
             await self._store.give_way(last.number)
@@ -239,15 +258,24 @@ class PushFollower:
             if not version.stands_over(policies.folder_revision):
                 return "older"
             return "left" if await self._store.left(within_s) == version.number else None
-        changed_ms = now_ms - int((self._wall_clock() - policies.loaded_at) * 1000)
-        is_own = policies.source == "folder" and policies.current.revision not in (*version.over, version.revision)
-        return "left" if is_own and version.at_ms <= changed_ms else None
+        changed_ms = now_ms - int((self._clock() - self._changed_s) * 1000)
+        return "left" if self._is_newer(version) and version.at_ms <= changed_ms else None
+
+    def _is_newer(self, version: Version) -> bool:
+        """Whether a folder serves that is none that a version was pushed over, nor of its files."""
+        policies = self._policies
+        seen = {policies.current.revision, policies.folder_revision}
+        return policies.source == "folder" and seen.isdisjoint((*version.over, version.revision))
 
     def _is_over(self, version: Version) -> bool:
-        """Whether a sticky version is over: a folder that serves is none that it was pushed over, nor of its files."""
-        revision = self._policies.current.revision
-        is_own = self._policies.source == "folder" and revision not in (*version.over, version.revision)
-        return version.is_sticky and not version.is_folder and is_own
+        """Whether a sticky version is over: a newer folder serves, or any other than the one that held its files."""
+        policies = self._policies
+        has_gone_on = (
+            self._held == version.number
+            and policies.source == "folder"
+            and policies.current.revision != version.revision
+        )
+        return version.is_sticky and not version.is_folder and (has_gone_on or self._is_newer(version))
 
     def _is_patient(self) -> bool:
         """Whether to look again for what is not there: after a failover it may be there in a moment."""
@@ -256,6 +284,8 @@ class PushFollower:
 
     def _seen(self, number: int) -> None:
         """This number needs no second look. Says once when Redis has lost what this process follows."""
+        if self._is_away:
+            self._said_left = 0  # a Redis that comes back may not know it any more
         self._is_met, self._looked, self._looks, self._is_away = True, number, 0, False
         last, was_behind = self._last, self._is_behind
         self._is_behind = last is not None and number < last.number and self._policies.pushed > 0

@@ -22,6 +22,7 @@ from router.policy.pushed import (
     MOST_VERSIONS,
     Standing,
     Version,
+    has_seal,
     is_sealed,
     pack_standing,
     pack_version,
@@ -50,7 +51,7 @@ _MOST_DIGITS = 9  # of a number; with more of them it is none of ours
 # `since` begins anew where there were no lines, or where this process could not write its own for a lease: the others
 # may not have been able to either.
 # KEYS processes, since; ARGV name, revision, what it says, milliseconds of a lease, of staleness. → alive, with
-# another revision.
+# another revision, its milliseconds.
 ANNOUNCE = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -77,7 +78,7 @@ for at = 1, #lines, 2 do
     if revision ~= ARGV[2] then others = others + 1 end
   end
 end
-return {alive, others}
+return {alive, others, string.format('%.0f', now)}
 """
 
 # KEYS now, notes, files; ARGV what `now` must hold, number, note, files or '', version whose files it takes or '',
@@ -135,11 +136,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the store holds under a number: a version or none, and why it is not to be taken, or nothing."""
+    """What the store holds under a number: a version or none, and why it is not to be taken, or nothing.
+
+    `is_signed`: with some key, whichever.
+    """
 
     number: int
     version: Version | None
     problem: str = ""
+    is_signed: bool = False
 
 
 class PushStore:
@@ -151,6 +156,7 @@ class PushStore:
     def __init__(self, link: RedisLink, key: bytes | None = None) -> None:
         self._link = link
         self._key = key
+        self._ahead_ms: int | None = None  # the clock of Redis, of this process's
 
     async def number(self, within_s: float | None = None) -> int:
         """The version in force; 0 where nothing was ever pushed (or Redis has lost it)."""
@@ -197,7 +203,7 @@ class PushStore:
             return Found(number, None, f"version #{number}: what the store holds of it is damaged")
         if self._key is not None and not is_sealed(number, data, self._key):
             return Found(number, version, f"version #{number} is not signed with the `tenant_secret` of this process")
-        return Found(number, version)
+        return Found(number, version, is_signed=has_seal(data))
 
     async def push(
         self, version: Version, files: bytes = b"", *, files_of: Version | None = None, in_force: int | None = None
@@ -224,11 +230,17 @@ class PushStore:
                     "the processes that were heard of have another `tenant_secret`: they would refuse what is pushed",
                     hint="give this command theirs: `--config FILE`, or ROUTER_TENANT_SECRET",
                 )
+            if self._key is None and any(each.is_signed and each.number == number_now for each in held):
+                raise PolicyError(
+                    "what is in force is signed: without the `tenant_secret` of the routers nothing takes its place",
+                    hint="give this command theirs: `--config FILE`, or ROUTER_TENANT_SECRET",
+                )
             ours = [each for each in alive if each.trust == "ours"]
             over = tuple(sorted({each.folder for each in ours if each.folder}))
             if version.is_sticky and not over:
+                who = "no process that was heard of has this `tenant_secret`" if alive else "no process was heard of"
                 raise PolicyError(
-                    "no process was heard of, so nobody knows which folders a sticky version stands before",
+                    f"{who}, so nobody knows which folders a sticky version stands before",
                     hint="is this the Redis that your routers use? without `--sticky` it can be pushed",
                 )
             others = [each.number for each in held if each.problem]  # perhaps of somebody with another secret
@@ -274,11 +286,15 @@ class PushStore:
 
     async def announce(self, standing: Standing) -> tuple[int, int]:
         """Say how this process stands → (processes alive, those of them with another revision)."""
-        alive, others = await self._link.run(
+        if self._ahead_ms is None:
+            self._ahead_ms = await self.now_ms() - _clock_ms()
+        said = replace(standing, said_ms=max(0, _clock_ms() + self._ahead_ms))
+        alive, others, now_ms = await self._link.run(
             ANNOUNCE,
             [PROCESSES, SINCE],
-            [standing.name, standing.revision, pack_standing(standing, self._key), LEASE_MS, _STALE_MS],
+            [said.name, said.revision, pack_standing(said, self._key), LEASE_MS, _STALE_MS],
         )
+        self._ahead_ms = int(now_ms) - _clock_ms()
         return int(alive), int(others)
 
     async def leave(self, name: str) -> None:
@@ -348,6 +364,10 @@ def _pairs(reply: Any) -> Iterator[tuple[bytes, bytes]]:
     if not isinstance(reply, list) or len(reply) % 2 or not all(isinstance(part, bytes) for part in reply):
         raise RedisUnavailable("an answer that is no hash", is_reply=True)
     return zip(reply[::2], reply[1::2], strict=True)
+
+
+def _clock_ms() -> int:
+    return int(time.monotonic() * 1000)
 
 
 def _time_ms(reply: Any) -> int:

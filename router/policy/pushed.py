@@ -34,6 +34,7 @@ MOST_NUMBER = 10**9 - 1
 MOST_CHARS = 500  # of a message, or a reason
 _MOST_NOTE_BYTES = 64 * 1024
 _MOST_FILES = 500
+_MOST_OLD_MS = 10_000  # of a word that is believed
 _MOST_OVER = 100  # folders of one fleet that differ
 _LONGEST_NAME = 200
 _REVISION_CHARS = frozenset("0123456789abcdef")
@@ -95,8 +96,9 @@ class Standing:
 
     `looked_ms` is the time of that version, which tells it from another of the same number, after Redis lost all.
     `last` is the latest number that it could believe: the next version must have a later one.
-    `folder` is the revision of its folder, `source` where its set is from, `since_ms` (Unix) since when. `silent_ms` is
-    for how long it has not been heard of, and `trust` whether to believe it, which only the reader knows.
+    `folder` is the revision of its folder, `source` where its set is from, `since_ms` (Unix) since when. `said_ms` is
+    when it said so, by the clock of Redis as far as it knows: what is older somebody else repeats. `silent_ms` is for
+    how long it has not been heard of, and `trust` whether to believe it, which only the reader knows.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Standing:
     state: State = "none"
     reason: str = ""
     since_ms: int = 0
+    said_ms: int = 0
     silent_ms: int = 0
     trust: Trust = "ours"
 
@@ -228,6 +231,11 @@ def unpack_version(number: int, data: bytes) -> Version | None:
     return version if is_whole else None
 
 
+def has_seal(data: bytes) -> bool:
+    """Whether a version out of the store was signed with some key."""
+    return data.split(b" ", 2)[1:2] != [b"-"]
+
+
 def is_sealed(number: int, data: bytes, key: bytes) -> bool:
     """Whether a version out of the store was written under this number by somebody who has the key."""
     at, _, rest = data.partition(b" ")
@@ -252,6 +260,7 @@ def pack_standing(standing: Standing, key: bytes | None) -> bytes:
             "state": standing.state,
             "reason": one_line(standing.reason),
             "since_ms": standing.since_ms,
+            "said_ms": standing.said_ms,
         }
     ).encode()
     if key is None:
@@ -279,6 +288,7 @@ def unpack_standing(name: bytes, data: bytes, now_ms: int, key: bytes | None) ->
             said["state"],
             said["reason"],
             said["since_ms"],
+            said["said_ms"],
         )
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
@@ -288,7 +298,7 @@ def unpack_standing(name: bytes, data: bytes, now_ms: int, key: bytes | None) ->
         and standing.state in get_args(State)
         and all(
             type(count) is int and 0 <= count < 10**15
-            for count in (standing.looked, standing.looked_ms, standing.last, standing.since_ms)
+            for count in (standing.looked, standing.looked_ms, standing.last, standing.since_ms, standing.said_ms)
         )
     )
     if not is_whole:
@@ -296,7 +306,7 @@ def unpack_standing(name: bytes, data: bytes, now_ms: int, key: bytes | None) ->
     trust: Trust = "ours" if key is None else "open"
     if seal != b"-":
         is_ours = key is not None and hmac.compare_digest(seal, _seal(key, b"process", name, revision, note))
-        trust = "ours" if is_ours else "foreign"
+        trust = "foreign" if not is_ours else "ours" if abs(now_ms - standing.said_ms) <= _MOST_OLD_MS else "open"
     return replace(standing, silent_ms=now_ms - int(at), trust=trust)
 
 

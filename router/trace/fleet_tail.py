@@ -5,9 +5,9 @@ event of a row that anybody wants, and lays the same bytes before each tail. A t
 itself, one at a time of all, and then joins.
 
 Everything is bounded, and what is passed over is told as a `gap` event and counted. A second looks at `_LOOKS` rows
-(beyond, the task goes on at the newest) and renders `_RENDERS`, which the filters share: one that lets little through
-gets all of it, whatever the others take. A tail whose client is slow holds `_MOST_BYTES`. After each half of a
-millisecond of work the loop does other things.
+(beyond, the task goes on at the newest) and renders `_RENDERS`, which the filters that meet rows share: one that lets
+less than its share through gets all of it, whatever the others take. A tail whose client is slow holds `_MOST_BYTES`.
+After each half of a millisecond of work the loop does other things.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from router.trace.record import TraceQuery
 GAP = b"event: gap\ndata: {}\n\n"
 _LOOKS = 1_000.0  # rows a second, and twice as many at once
 _RENDERS = 200.0  # likewise
+_BUSY_S = 2.0  # a filter that met a row so lately takes part in them
 _MOST_BYTES = 512 * 1024  # laid before one tail
 _MOST_OF_A_RETURN = 1_024  # rows looked at for a tail that was away
 _MOST_SHOWN_OF_A_RETURN = 256
@@ -123,7 +124,10 @@ class FleetTails:
         groups = [group for query, group in self._groups.items() if matches(row, query)]
         if not groups:
             return
-        share = _RENDERS / len(self._groups)
+        now_s = asyncio.get_running_loop().time()
+        for group in groups:
+            group.met_s = now_s
+        share = _RENDERS / sum(now_s - group.met_s < _BUSY_S for group in self._groups.values())
         if any(group.renders.take(1, share) for group in groups):  # the first that has something left pays
             event, at = self.event_of(mark, row), numbers(mark)
             for group in groups if event else ():
@@ -233,6 +237,10 @@ class FleetTail:
                 self.mark, self._is_returning = self._tails.mark or piece.newest, False
             if events:
                 yield b"".join(events)
+            if not piece.newest:  # the stream is gone: no mark says anything
+                self.mark = self._tails.mark or "0-0"
+            if not piece.rows:  # there is nothing between, whatever the marks say
+                break
 
     def _is_behind(self) -> bool:
         mark = self._tails.mark
@@ -242,9 +250,10 @@ class FleetTail:
 class _Group:
     """The tails of one filter, and what may still be rendered for them."""
 
-    __slots__ = ("renders", "tails")
+    __slots__ = ("met_s", "renders", "tails")
 
     def __init__(self) -> None:
+        self.met_s = float("-inf")  # when a row met the filter last
         self.tails: set[FleetTail] = set()
         self.renders = _Allowance()
 

@@ -412,7 +412,10 @@ async def test_who_is_not_heard_of_is_not_waited_for(redis_server: RedisServer, 
     link = connect(redis_server.url, deadline_s=2.0)
     store = PushStore(link)
     now_ms = await store.now_ms()
-    said = b'{"source":"folder","folder":"","looked":0,"looked_ms":0,"last":0,"state":"none","reason":"","since_ms":0}'
+    said = (
+        b'{"source":"folder","folder":"","looked":0,"looked_ms":0,"last":0,"state":"none","reason":"",'
+        b'"since_ms":0,"said_ms":0}'
+    )
     for name, ago_ms in (("dead", LEASE_MS + 1000), ("mute", 0)):
         await link.ask("HSET", PROCESSES, name, b"%d 000000000000 - %s" % (now_ms - ago_ms, said))
     async with member(redis_server) as s:

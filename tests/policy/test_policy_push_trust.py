@@ -10,7 +10,19 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from kit.fleet import encoded, heard, member, pair, policy_page, push, run, screen_of, served, version
+from kit.fleet import (
+    encoded,
+    folder_of,
+    heard,
+    member,
+    pair,
+    policy_page,
+    push,
+    run,
+    screen_of,
+    served,
+    version,
+)
 from kit.redis_server import RedisServer, becomes
 
 from router.fleet import signing_key
@@ -111,6 +123,37 @@ async def test_who_pushes_with_another_secret_than_the_routers_changes_nothing(
         assert "have another `tenant_secret`" in result.stderr
         assert "undo:" not in result.stdout
         assert redis_server.say("GET", NOW) == b"$1\r\n1\r\n"
+
+
+@pytest.mark.parametrize("command", ["push", "unpush"])
+async def test_without_a_secret_nothing_takes_the_place_of_what_is_signed(
+    redis_server: RedisServer, tmp_path: Path, command: str
+):
+    """Also where nobody is there to refuse it, or only some would: those that start would lose it."""
+    what = [command] if command == "unpush" else [command, str(folder_of(tmp_path / "new", version(2)))]
+    async with member(redis_server, tenant_secret=SECRET) as s:
+        await heard(s, 1)
+        async with member(redis_server) as trusting:
+            await heard(trusting, 2)
+            await push(redis_server, tmp_path, 1, "--sticky", secret=SECRET)
+            result = await run(redis_server, *what)
+            assert result.exit_code == 1
+            assert "what is in force is signed" in result.stderr
+    result = await run(redis_server, *what)
+    assert result.exit_code == 1
+    assert "what is in force is signed" in result.stderr
+    async with member(redis_server, tenant_secret=SECRET) as late:
+        assert (await served(late))[0] == "rule-1"
+
+
+async def test_a_sticky_push_that_nobody_with_its_secret_could_keep_says_so(redis_server: RedisServer, tmp_path: Path):
+    """The routers were heard of; they have no secret."""
+    async with member(redis_server) as s:
+        await heard(s, 1)
+        place = str(folder_of(tmp_path / "new", version(1)))
+        result = await run(redis_server, "push", place, "--sticky", secret=SECRET)
+        assert result.exit_code == 1
+        assert "no process that was heard of has this `tenant_secret`" in result.stderr
 
 
 async def test_a_process_without_a_secret_takes_what_is_signed(redis_server: RedisServer, tmp_path: Path):
@@ -226,7 +269,7 @@ async def test_versions_of_another_secret_do_not_push_out_ours(
 
 
 async def test_a_sticky_version_that_a_newer_folder_ended_is_over(redis_server: RedisServer, tmp_path: Path):
-    """Also for a process that starts when the folder holds again what it held before the push."""
+    """A folder that holds again what it held before the push does not bring it back."""
     async with member(redis_server) as s:
         await heard(s, 1)
         await push(redis_server, tmp_path, 1, "--sticky")
@@ -270,6 +313,58 @@ async def test_a_sticky_version_goes_on_where_folders_come_to_hold_its_files(red
             assert (await served(late))[0] == "rule-1"
             assert late.app.policies.source == "pushed #1"
         assert redis_server.say("EXISTS", LEFT) == b":0\r\n"
+
+
+async def test_a_folder_that_goes_back_from_what_was_pushed_ends_a_sticky_version(
+    redis_server: RedisServer, tmp_path: Path
+):
+    """Pushed, landed in the folders, and taken back there: that is the last word, also for those that start."""
+    async with member(redis_server) as s:
+        await heard(s, 1)
+        await push(redis_server, tmp_path, 1, "--sticky")
+        for number in (1, 0):
+            for name, text in version(number).items():
+                (s.folder / "policies" / f"{name}.yaml").write_text(text)
+            revision = revision_of(encoded(number))
+            await becomes(lambda: (s.app.policies.source, s.app.policies.current.revision) == ("folder", revision))  # noqa: B023
+            looks = s.app.stores.links["redis_fleet"].stats()["asked"]
+            await becomes(lambda: s.app.stores.links["redis_fleet"].stats()["asked"] > looks + 6)  # noqa: B023
+        await becomes(lambda: redis_server.say("GET", LEFT) == b"$1\r\n1\r\n")
+    async with member(redis_server) as late:
+        assert (await served(late))[0] == "rule-0"
+
+
+async def test_a_folder_that_cannot_be_taken_ends_no_sticky_version(redis_server: RedisServer, tmp_path: Path):
+    """A broken edit everywhere and a sticky push that mends it: a process that refuses it as well is no later word."""
+    catalog = Path(__file__).parents[2] / "router" / "data" / "models.yaml"
+    poor = tmp_path / "models.yaml"
+    poor.write_text(catalog.read_text().replace("claude-sonnet-5-5", "claude-other-5-5"))
+    async with member(redis_server, catalog=str(poor)) as s:
+        await heard(s, 1)
+        s.write_policy("version: 1\nrules: [{name: x, route: nowhere}]\n")
+        await becomes(lambda: s.app.policies.status()["last_error"] != "")
+        await becomes(lambda: s.app.policies.folder_revision.encode() in redis_server.say("HGETALL", PROCESSES))
+        result = await run(redis_server, "push", str(folder_of(tmp_path / "new", version(1))), "--sticky")
+        assert result.exit_code == 1
+        await state(s, "refused")
+        looks = s.app.stores.links["redis_fleet"].stats()["asked"]
+        await becomes(lambda: s.app.stores.links["redis_fleet"].stats()["asked"] > looks + 6)
+        assert redis_server.say("EXISTS", LEFT) == b":0\r\n"
+
+
+async def test_what_a_lost_redis_was_told_is_told_again(redis_server: RedisServer, tmp_path: Path):
+    """A failover may lose that a sticky version is over, and keep the version."""
+    async with member(redis_server) as s:
+        await heard(s, 1)
+        await push(redis_server, tmp_path, 1, "--sticky")
+        s.write_policy(version(2)["default"])
+        await becomes(lambda: redis_server.say("GET", LEFT) == b"$1\r\n1\r\n")
+        redis_server.say("DEL", LEFT)
+        failures = s.app.fleet.stats()["failures"]
+        redis_server.freeze()
+        await becomes(lambda: s.app.fleet.stats()["failures"] > failures, 15)
+        redis_server.thaw()
+        await becomes(lambda: redis_server.say("GET", LEFT) == b"$1\r\n1\r\n", 15)
 
 
 async def test_a_version_that_is_not_sticky_leaves_no_word_behind(redis_server: RedisServer, tmp_path: Path):

@@ -38,7 +38,7 @@ def of(files: dict[str, bytes]) -> Version:
     return replace(VERSION, revision=revision_of(files), digest=sha256(pack_files(files)).hexdigest())
 
 
-STANDING = Standing("host:1:ab", "0" * 12, "pushed #3", "1" * 12, 3, 1000, 3, "taken", "", 99, 7)
+STANDING = Standing("host:1:ab", "0" * 12, "pushed #3", "1" * 12, 3, 1000, 3, "taken", "", 99, 5, 7)
 
 
 def test_what_is_stored_comes_back() -> None:
@@ -175,6 +175,9 @@ def test_what_a_process_says_is_believed_when_it_has_the_same_secret(
     line = b"5 " + STANDING.revision.encode() + b" " + pack_standing(STANDING, theirs)
     said = unpack_standing(STANDING.name.encode(), line, 12, own)
     assert said == replace(STANDING, trust=trust)
+    late = unpack_standing(STANDING.name.encode(), line, 15_000, own)
+    assert late is not None
+    assert (late.trust == "ours") == (own is None is theirs)  # signed, and said again by whoever kept it
     if own is not None and theirs is own:
         other = unpack_standing(b"another", line, 12, own)
         assert other is not None

@@ -138,6 +138,13 @@ def test_a_client_that_was_turned_away_has_no_bill_and_perhaps_no_row() -> None:
     assert found.clients["529, counted without a row"] == 1
 
 
+def test_of_many_that_were_turned_away_some_must_have_a_row() -> None:
+    books = _books()
+    books.jobs += [Job(f"u{number}", ALONE, end="529", has_head=True) for number in range(30)]
+    (wrong,) = audit(books).wrong
+    assert wrong == "lost: none of 30 requests that were turned away has a row"
+
+
 @pytest.mark.parametrize("what", WRONGS)
 def test_what_is_wrong_is_found(what: str) -> None:
     """Each of them alone, in books that agreed before."""

@@ -219,6 +219,34 @@ async def test_a_tail_that_comes_back_gets_what_it_missed_and_joins(redis_server
             await becomes(lambda: late.ids[-1] == "req_002000")
 
 
+@pytest.mark.parametrize("mark", ["0-0", "18446744073709551615-0"])
+async def test_a_tail_of_a_stream_that_is_gone_waits_like_the_others(redis_server: RedisServer, mark: str) -> None:
+    """Whatever mark it comes with, below or beyond that of the others: it asks no more than they do, and hears on."""
+    async with a_stream(redis_server) as (traces, tails):
+        await put(traces, range(5))
+        async with clients(tails.tail(ALL, await tails.reader.newest(), is_returning=False)) as (first,):
+            await becomes(lambda: tails.mark not in (None, "0-0"))
+            redis_server.say("DEL", STREAM)
+            async with clients(tails.tail(ALL, mark, is_returning=mark != "0-0")) as (second,):
+                group = lambda: sum(len(group.tails) for group in tails._groups.values())  # noqa: E731
+                await becomes(lambda: group() == 2)
+                await put(traces, range(5, 9))
+                await becomes(lambda: first.ids[-1:] == second.ids[-1:] == ["req_000008"])
+
+
+async def test_filters_that_meet_nothing_take_nothing_from_a_tail(redis_server: RedisServer) -> None:
+    """Fifteen of them are open, and a hundred rows at once, which is less than a second's 200, come whole."""
+    async with a_stream(redis_server) as (traces, tails):
+        await put(traces, range(2))
+        mark = await tails.reader.newest()
+        idle = [tails.tail(TraceQuery(tenant=f"none-{number}"), mark, is_returning=False) for number in range(15)]
+        async with clients(tails.tail(ALL, mark, is_returning=False), *idle) as (wide, *_):
+            await becomes(lambda: tails.mark == mark)
+            await put(traces, range(2, 102))
+            await becomes(lambda: len(wide.ids) == 100)
+            assert wide.gaps == 0
+
+
 async def test_a_stream_that_redis_lost_is_followed_in_its_next_life(redis_server: RedisServer) -> None:
     """Its marks may be lower than those before: a tail that runs and one that comes back say `gap`, and go on."""
 
@@ -284,7 +312,7 @@ async def test_the_command_line_says_that_some_are_missing(
     await write(0, 9, following.done)
     with pytest.raises(InterruptedError):
         await following
-    assert capsys.readouterr().err == "some requests are missing here: more came than Redis keeps\n"
+    assert capsys.readouterr().err == "some requests are missing here: Redis has them no longer\n"
 
 
 # Rows that nobody of ours wrote
