@@ -13,6 +13,9 @@ from kit.chart import CHART, ROOT, Chart
 from kit.redis_server import RedisServer, becomes
 from kit.stage import stage
 
+from router.policy.push_follower import POLL_S
+from router.policy.push_store import ROLL_S
+
 Rendered = Callable[[str], Chart]
 
 ALERTS: list[dict[str, Any]] = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text(encoding="utf-8"))
@@ -117,6 +120,16 @@ async def test_a_redis_that_refuses_the_fleet_is_told_apart_from_one_that_is_awa
     ]
     assert exprs["RouterFleetRedisRefuses"].endswith("== 1")
     assert exprs["RouterFleetRedisAway"].endswith("== 0")
+
+
+def test_a_few_answers_that_come_late_are_no_refusal() -> None:
+    """The limit is far above single timeouts, and far below what a refusal of the slowest asker makes in that time."""
+    (expr,) = [alert["expr"] for alert in ALERTS if alert["alert"] == "RouterFleetRedisRefuses"]
+    asked = re.search(r'increase\(router_fleet\{FLEET,stat="failures"\}\[(\d+)m\]\)\) > (\d+)\s', expr)
+    assert asked is not None
+    seconds, limit = int(asked[1]) * 60, int(asked[2])
+    refused = seconds / max(ROLL_S, POLL_S)  # by a Redis that takes only the words of a process, or only what it asks
+    assert 30 <= limit <= refused / 3
 
 
 @pytest.mark.parametrize("stat", ["refused", "failures", "other_revision"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from kit.chart import CHART, VALUE_SETS, Chart, run_helm, template
+from kit.stage import always, stage
 
 from router.settings import drain_timeout_s, resolve
 
@@ -184,21 +185,29 @@ def test_nothing_is_deferred_that_would_end_with_a_pod(rendered: Rendered, value
     assert is_named == (value_set in ("all-on", "deferred"))
 
 
+# Values → whether requests are taken, and what the notes say of it: the reason that is true there.
+VOLUME = {"traces": {"storage": "volume"}}
 KEPT = [
-    ({"redis": {"url": "redis://a"}}, "off", "answered at once, at full price"),
+    ({"redis": {"url": "redis://a"}}, "off", "keeps answers and may evict, so they are not put there. Where that"),
     ({"redis": {"url": "redis://a", "jobs": True}}, "on", "WARNING: deferred requests are in the Redis that keeps"),
     ({"redis": {"url": "redis://a"}, "jobsRedis": {"url": "redis://b"}}, "on", "Deferred requests outlive the pods"),
-    ({"bundledRedis": {"enabled": True}}, "off", "answered at once, at full price"),
-    ({"traces": {"storage": "volume"}}, "off", "answered at once, at full price"),  # two pods, a file in each
-    ({"replicaCount": 1}, "off", "answered at once, at full price"),  # an emptyDir ends with the pod
-    ({"replicaCount": 1, "traces": {"storage": "volume"}}, "on", "on the volume of the one pod"),
-    ({"replicaCount": 1, "traces": {"storage": "volume"}, "autoscaling": {"enabled": True}}, "off", "answered at once"),
+    ({"bundledRedis": {"enabled": True}}, "off", "The bundled Redis may evict and has no disk"),
+    (VOLUME, "off", "Each pod has a volume of its own, which the others do not see"),
+    ({}, "off", "Nothing here is shared by the pods and outlives them"),
+    ({"replicaCount": 1}, "off", "Nothing here outlives the pod"),  # an emptyDir ends with it
+    ({"replicaCount": 1, **VOLUME}, "on", "on the volume of the one pod"),
+    (
+        {"replicaCount": 1, **VOLUME, "redis": {"url": "redis://a"}},
+        "off",
+        "nor on the volume of the pod while there is",
+    ),
+    ({"replicaCount": 1, **VOLUME, "autoscaling": {"enabled": True}}, "off", "Each pod has a volume of its own"),
 ]
 
 
 @pytest.mark.parametrize(("values", "taken", "said"), KEPT, ids=range(len(KEPT)))
 def test_the_user_is_told_where_deferred_requests_are(helm: str, values: dict[str, Any], taken: str, said: str) -> None:
-    """After an installation: whether they are taken, what keeps them, and how to have them outlive pods."""
+    """After an installation: whether they are taken, what keeps them or why nothing does, what a client hears then."""
     shown = run_helm(
         helm, "install", "r", str(CHART), "--dry-run=client",
         values={"admin": {"token": "t"}, "tenantSecret": {"value": "s"}, **values},
@@ -208,6 +217,19 @@ def test_the_user_is_told_where_deferred_requests_are(helm: str, values: dict[st
     _, _, notes = shown.out.partition("NOTES:")
     assert said in notes
     assert "jobsRedis" in notes
+    told = ("answered at once, at full price", "where a rule says `deferred: require`\nthey are refused with 503")
+    assert [part in notes for part in told] == [taken == "off"] * 2
+
+
+@pytest.mark.anyio
+async def test_with_nothing_deferred_a_client_hears_what_the_notes_say() -> None:
+    """The chart's default: what can wait is answered at once, and a rule that takes nothing else refuses."""
+    wish = (b"prefer", b"respond-async")
+    async with stage(policy=always(), deferred="off") as s:
+        assert (await s.messages(wish)).status == 200
+    async with stage(policy=always("deferred: require"), deferred="off") as s:
+        replies = [await s.messages(), await s.messages(wish)]
+        assert [reply.status for reply in replies] == [503, 503]
 
 
 def test_what_others_bring_comes_before_what_the_chart_says(rendered: Rendered) -> None:

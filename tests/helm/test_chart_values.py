@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -263,6 +264,14 @@ TOGETHER: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         },
         ("networkPolicy.redisPorts", "jobsRedis.existingSecret"),
     ),
+    (
+        "two Redis in Secrets whose ports the network policy does not know",
+        {
+            **GOOD, "tenantSecret": {"value": "s"}, "networkPolicy": {"enabled": True},
+            "redis": {"existingSecret": "ours"}, "jobsRedis": {"existingSecret": "theirs"},
+        },
+        ("networkPolicy.redisPorts: name all ports", "redis.existingSecret, and all of that in jobsRedis.existing"),
+    ),
     *(
         (
             f"an upstream inside the house that the network policy closes: {url}",
@@ -365,6 +374,36 @@ def test_other_variables_are_the_users_own(helm: str) -> None:
     said = template(helm, values={**GOOD, "extraEnv": [{"name": "ROUTER_CACHE", "value": "redis://a"}]})
     assert said.status != 0
     assert "redis.cache" in said.err
+
+
+def empties(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, value) of each map and list that is empty unless a user fills it."""
+    for name, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from empties(value, f"{path}{name}.")
+        elif value in ({}, []):
+            yield f"{path}{name}", value
+
+
+def test_a_map_or_list_that_is_null_is_an_empty_one(helm: str) -> None:
+    """With `null` a user takes away what a parent chart or an earlier file says; every object is the same then."""
+    here: dict[str, Any] = {
+        **GOOD, "tenantSecret": {"value": "s"}, "redis": {"url": "redis://a"}, "otel": {"endpoint": "http://c:4318"},
+        "networkPolicy": {"enabled": True}, "ingress": {"enabled": True}, "httpRoute": {"enabled": True},
+        "metrics": {"prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}},
+    }  # fmt: skip
+    needed = {"ingress.hosts": ["a.example"], "httpRoute.parentRefs": [{"name": "public"}]}
+    found = dict(empties(yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))))
+    assert {"podLabels", "commonLabels", "extraEnv", "settings", "networkPolicy.redisPorts"} < found.keys()
+    rendered = []
+    for given in (found, dict.fromkeys(found)):
+        values = json.loads(json.dumps(here))
+        for path, value in {**given, **needed}.items():
+            set_at(values, path, value)
+        said = run_helm(helm, "install", "r", str(CHART), "--dry-run=client", "--hide-notes", values=values)
+        assert said.status == 0, said.err
+        rendered.append(re.sub("^LAST DEPLOYED: .*", "", said.out, flags=re.MULTILINE))
+    assert rendered[0] == rendered[1]
 
 
 @pytest.mark.parametrize("size", ["2200Mi", "3Gi", "1Ti"])

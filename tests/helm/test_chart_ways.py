@@ -13,7 +13,8 @@ import yaml
 from kit.chart import ROOT, Chart, template
 
 Rendered = Callable[[str], Chart]
-METADATA = ("169.254.169.254", "169.254.170.2", "fd00:ec2::254", "100.100.100.200")
+# Of clouds: where pods would find credentials of their node; the last one is the host of Azure, which answers pods too.
+METADATA = ("169.254.169.254", "169.254.170.2", "fd00:ec2::254", "100.100.100.200", "192.0.0.192", "168.63.129.16")
 GUARDED = ("ha", "sentinel", "bundled-redis", "monitoring", "all-on", "deferred")
 
 
@@ -133,8 +134,16 @@ NAMED: list[tuple[dict[str, Any], list[Way], list[Way]]] = [
     ({"redis": {"url": "redis+sentinel://a:5000,b/primary/0"}}, [(PRIVATE, 5000), (PRIVATE, 26379)], []),
     (
         {"redis": {"url": "redis+sentinel://a/primary"}, "networkPolicy": {"enabled": True, "redisPorts": [7000]}},
-        [(PRIVATE, 26379), (PRIVATE, 7000)],
-        [(PRIVATE, 6379)],
+        [(PRIVATE, 26379), (PRIVATE, 7000), (PRIVATE, 6379)],
+        [],
+    ),
+    (  # the port that is named is of the other Redis; where the sentinels' servers are is not said
+        {
+            "redis": {"url": "redis+sentinel://a/primary"}, "jobsRedis": {"existingSecret": "ours"},
+            "networkPolicy": {"enabled": True, "redisPorts": [6390]},
+        },
+        [(PRIVATE, 26379), (PRIVATE, 6379), (PRIVATE, 6390)],
+        [],
     ),
     ({"redis": {"url": "rediss+cluster://a,b:7001"}}, [(PRIVATE, 6379), (PRIVATE, 7001)], [(PRIVATE, 26379)]),
     (

@@ -106,7 +106,7 @@ app.kubernetes.io/component: {{ .component }}
 {{- if and (or (include "router.hasRedis" .) (include "router.hasJobsRedis" .)) (not (or $v.tenantSecret.value $v.tenantSecret.existingSecret)) -}}
 {{- fail "tenantSecret.value or tenantSecret.existingSecret is required with Redis: it keys what pods share, so that nobody else can forge an answer" -}}
 {{- end -}}
-{{- if and $v.settings.webhook_hosts (not (or $v.webhookSecret.value $v.webhookSecret.existingSecret)) -}}
+{{- if and ($v.settings | default dict).webhook_hosts (not (or $v.webhookSecret.value $v.webhookSecret.existingSecret)) -}}
 {{- fail "webhookSecret.value or webhookSecret.existingSecret is required with settings.webhook_hosts" -}}
 {{- end -}}
 {{- if and $v.ingress.enabled (not $v.ingress.hosts) -}}
@@ -143,7 +143,7 @@ app.kubernetes.io/component: {{ .component }}
 {{- $size := toString $v.traces.size -}}
 {{- $bytes := get (dict "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776) (regexFind "[A-Z]i$" $size) | int64 -}}
 {{- $megabytes := div (mul (regexFind "^[0-9]+" $size | int64) $bytes) 1000000 -}}
-{{- $most := default 2048 $v.settings.traces_max_mb | int64 -}}
+{{- $most := default 2048 ($v.settings | default dict).traces_max_mb | int64 -}}
 {{- if and (ne $v.traces.storage "off") (lt $megabytes (add $most 256)) -}}
 {{- fail (printf "traces.size is %s, and settings.traces_max_mb %d: the volume needs 256 MB more than the store may take" $size $most) -}}
 {{- end -}}
@@ -153,7 +153,7 @@ app.kubernetes.io/component: {{ .component }}
 {{- define "router.checkNames" -}}
 {{- $v := .Values -}}
 {{- $wrong := list -}}
-{{- range $value, $given := dict "podLabels" $v.podLabels "commonLabels" $v.commonLabels -}}
+{{- range $value, $given := dict "podLabels" ($v.podLabels | default dict) "commonLabels" ($v.commonLabels | default dict) -}}
 {{- range $label := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "app.kubernetes.io/part-of" "helm.sh/chart" -}}
 {{- if hasKey $given $label -}}
 {{- $wrong = append $wrong (printf "%s: %s is the chart's own, by such labels its objects are found; use nameOverride, or another release name" $value $label) -}}
@@ -188,10 +188,11 @@ app.kubernetes.io/component: {{ .component }}
 {{- /* A NetworkPolicy that would cut what the values name, and what of that Helm cannot see. */ -}}
 {{- define "router.checkWays" -}}
 {{- $v := .Values -}}
-{{- range $name, $secret := dict "redis.existingSecret" $v.redis.existingSecret "jobsRedis.existingSecret" $v.jobsRedis.existingSecret -}}
-{{- if and $secret (not $v.networkPolicy.redisPorts) -}}
-{{- fail (printf "networkPolicy.redisPorts: name the port of the URL in %s, which Helm cannot read, such as [6379]; with Sentinel that of the sentinels too" $name) -}}
-{{- end -}}
+{{- $unread := list -}}
+{{- if $v.redis.existingSecret -}}{{- $unread = append $unread "redis.existingSecret" -}}{{- end -}}
+{{- if $v.jobsRedis.existingSecret -}}{{- $unread = append $unread "jobsRedis.existingSecret" -}}{{- end -}}
+{{- if and $unread (not $v.networkPolicy.redisPorts) -}}
+{{- fail (printf "networkPolicy.redisPorts: name all ports of the URL in %s, which Helm cannot read, such as [6379]; with Sentinel those of sentinels and servers" (join ", and all of that in " $unread)) -}}
 {{- end -}}
 {{- $host := regexReplaceAll "[/?#].*$" (regexReplaceAll "^[a-z]+://" $v.upstream.url "") "" -}}
 {{- $host = regexReplaceAll ":[0-9]+$" $host "" | trimPrefix "[" | trimSuffix "]" | trimSuffix "." | lower -}}

@@ -130,7 +130,7 @@ timeoutSeconds: {{ int .Values.probes.timeoutSeconds }}
 {{- $v := .Values -}}
 metadata:
   labels:
-    {{- mergeOverwrite (include "router.labels" . | fromYaml) $v.podLabels | toYaml | nindent 4 }}
+    {{- mergeOverwrite (include "router.labels" . | fromYaml) ($v.podLabels | default dict) | toYaml | nindent 4 }}
   annotations:
     kubectl.kubernetes.io/default-container: router
     {{- if $v.rollOnChange }}
