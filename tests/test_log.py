@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import secrets
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -297,7 +298,7 @@ async def test_no_canary_is_found_anywhere_after_varied_failures_at_debug_level(
             token = [(b"authorization", f"Bearer {canary['admin']}".encode())]
             for page in ("/metrics", "/status", "/policy", "/traces", "/traces?q=1", "/figures", "/nothing"):
                 answered.append(await router.request("GET", page, None, token, admin=True))
-            router.process.terminate()
+            router.signal(signal.SIGTERM)
             said = await router.process.stderr.read()
     lines = [json.loads(line) for line in said.splitlines()]
     failures = [line for line in lines if line.get("event") == "request_failed"]
@@ -367,7 +368,7 @@ async def test_the_program_speaks_json_to_a_pipe_and_says_its_changes_of_state(t
         async with asyncio.timeout(10):
             while not (await router.policy_status())["last_error"]:
                 pass
-        router.process.terminate()
+        router.signal(signal.SIGTERM)
         lines = [json.loads(line) for line in (await router.process.stderr.read()).splitlines()]
     assert {"time", "level", "logger", "message"} <= set.intersection(*(set(line) for line in lines))
     found = [line["event"] for line in lines if "event" in line]

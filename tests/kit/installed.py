@@ -17,7 +17,7 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class Installed:
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
-        self.process.send_signal(number)
+        send(self.process, number)
 
     async def connect(self, *, admin: bool = False) -> Wire:
         """A client connection to one of its listeners."""
@@ -59,6 +59,15 @@ class Installed:
     async def policy_status(self) -> Any:
         """What the admin listener says of the policies."""
         return json.loads((await self.request("GET", "/policy", admin=True)).body)
+
+
+def send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """Signal a process, which may have ended.
+
+    The library's own way first asks whether it lives, and so takes its status away from the loop that waits for it.
+    """
+    with suppress(ProcessLookupError):
+        os.kill(process.pid, number)
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -84,7 +93,7 @@ async def ended(*arguments: str, cwd: Path | None = None, **settings: str) -> tu
         out, err = await asyncio.wait_for(process.communicate(), WAIT_S)
     finally:
         if process.returncode is None:
-            process.kill()
+            send(process, signal.SIGKILL)
             await process.wait()
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
@@ -103,12 +112,12 @@ async def installed(*arguments: str, cwd: Path | None = None, **settings: str) -
             raise AssertionError(f"no address line: {line!r}\n{(await process.stderr.read()).decode()}")
         yield Installed(process, found[1], found[2])
         if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
+            send(process, signal.SIGTERM)
         status = await asyncio.wait_for(process.wait(), WAIT_S)
         said = (await process.stderr.read()).decode()
         assert status == 0, f"ended with status {status}\n{said}"
         assert "Traceback" not in said, said
     finally:
         if process.returncode is None:
-            process.kill()
+            send(process, signal.SIGKILL)
             await process.wait()

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kit.installed import environment
+from kit.installed import environment, send
 from kit.stage import KEY, LANES, Reply, Wire, request_body
 
 START_S = 30.0
@@ -43,7 +43,7 @@ class RouterProcess:
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal; one that kills is remembered."""
         self.is_doomed = self.is_doomed or number == signal.SIGKILL
-        self.process.send_signal(number)
+        send(self.process, number)
 
     def said(self) -> list[str]:
         """The lines of its standard error so far."""
@@ -133,5 +133,5 @@ async def router(
         assert "Traceback" not in log.read_text(), log.read_text()
     finally:
         if process.returncode is None:
-            process.kill()
+            send(process, signal.SIGKILL)
             await process.wait()
