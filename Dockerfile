@@ -61,7 +61,7 @@ LABEL org.opencontainers.image.title="model-router" \
       org.opencontainers.image.revision="${REVISION}"
 
 # Of the base only the interpreter is needed: what installs packages goes, Debian's start-up hook, and all set-user-id bits.
-RUN rm -rf /etc/python3*/sitecustomize.py /usr/lib/python3*/sitecustomize.py \
+RUN rm -rf /etc/python3*/sitecustomize.py /usr/lib/python3*/sitecustomize.py /usr/lib/python3*/__pycache__/sitecustomize.* \
            /usr/local/lib/python3*/ensurepip /usr/local/lib/python3*/site-packages /usr/local/bin/pip* \
            /usr/lib/python3*/ensurepip /usr/lib/python3/dist-packages /usr/bin/pip* /usr/share/python-wheels \
  && find / -xdev -type f -perm /6000 -exec chmod a-s {} + \
