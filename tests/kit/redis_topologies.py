@@ -14,7 +14,7 @@ from pathlib import Path
 from kit.redis_server import RedisServer, find_redis_server, find_valkey_server
 
 SLOTS = 16384
-_READY_LIMIT_S = 20.0
+_READY_LIMIT_S = 60.0  # sentinels that missed two seconds, or whose clock was set, do nothing for half a minute
 _STEP_S = 0.01
 _CALM_MS = 10_000  # a start on a busy machine has pauses that must not count as a master's end
 # How often sentinels look around, in ms: every second or two unless told. A Redis before 7 cannot be told and refuses.
@@ -27,11 +27,11 @@ def server_programs() -> dict[str, str]:
     return {name: program for name, program in found.items() if program is not None}
 
 
-def wait_until(claim: Callable[[], bool], what: str) -> None:
-    """Look until the claim holds: servers agree in their own time, and nothing tells when."""
+def wait_until(claim: Callable[[], bool], what: str, says: Callable[[], object] = lambda: "") -> None:
+    """Look until the claim holds: servers agree in their own time, and nothing tells when. `says`: what they do say."""
     until_s = time.monotonic() + _READY_LIMIT_S
     while not claim():
-        assert time.monotonic() < until_s, f"not in {_READY_LIMIT_S:.0f} s: {what}"
+        assert time.monotonic() < until_s, f"not in {_READY_LIMIT_S:.0f} s: {what}; {says()}"
         time.sleep(_STEP_S)
 
 
@@ -79,6 +79,11 @@ class Sentinels:
                     and b"num-slaves\r\n$1\r\n1\r\n" in said
                 ),
                 "the sentinels know each other and the replica",
+                lambda: [
+                    server.say(*words)
+                    for server in self.sentinels
+                    for words in (("SENTINEL", "MASTER", self.NAME), ("SENTINEL", "SLAVES", self.NAME), ("INFO",))
+                ],
             )
             wait_until(
                 lambda sentinel=sentinel: (
