@@ -300,7 +300,7 @@ async def test_nothing_a_file_holds_blocks_the_loop(fault: str, folder: Path, co
     store.load()
     (folder / "default.yaml").write_bytes(FAULTS[fault]())
     best_gap_s = best_s = 99.0
-    for _ in range(4):
+    for _ in range(12):
         gap_s, stop = 0.0, asyncio.Event()
 
         async def tick(stop: asyncio.Event = stop) -> None:

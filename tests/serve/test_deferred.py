@@ -436,7 +436,7 @@ async def test_where_the_router_holds_the_key_it_goes_on_by_itself(tmp_path: Pat
 
 async def test_the_same_call_under_one_idempotency_key_is_one_job() -> None:
     up = BatchUpstream(ends_at_once=True)
-    async with stage(up.behave, policy=always("deferred: {max_wait: 200ms}")) as s:
+    async with stage(up.behave, policy=always("deferred: {max_wait: 1s}")) as s:
         first = await asked(s, (b"idempotency-key", b"order-7"), text="once")
         second = await asked(s, (b"idempotency-key", b"order-7"), text="once")
         third = await asked(s, (b"idempotency-key", b"order-7"), text="another")

@@ -471,7 +471,8 @@ def test_what_an_unforeseen_error_costs_is_said_and_leaves_no_transaction(
     sink.write(a_trace(1))
     assert sink.flush()
     sink.close()
-    assert (sink.stats()["stored"], sink.stats()["failed"]) == (1, 1)
+    assert sink.stats()["stored"] == 1
+    assert sink.stats()["failed"] == caplog.text.count("1 rows lost to an unforeseen ValueError")  # once, or again
 
 
 def test_several_threads_may_write(sink: SqliteTraceSink, path: Path) -> None:
