@@ -178,7 +178,7 @@ async def test_a_script_runs_where_its_key_lives(empty_cluster: Cluster, connect
 async def test_a_node_that_is_away_costs_the_keys_of_the_others_nothing(cluster: Cluster, connect: Connect, end: str):
     """Its own keys fail, after three waits at once; when it is back they are there within five seconds."""
     seen = Seen()
-    link = connect(cluster.url, deadline_s=0.2, observe=seen)
+    link = connect(cluster.url, deadline_s=0.5, observe=seen)
     await until(link, lambda: link.stats()["last_latency_us"] > 0)
     away, *others = cluster.nodes
     lost, found = cluster.key_of(away), [cluster.key_of(node) for node in others]

@@ -299,8 +299,9 @@ class Fleet:
                     digest = _digest(known)
                     told |= {each for each, (_, knows, _) in processes.items() if knows == digest}
                     unheard = [each for each in processes if each not in told]
-                    # Who has just begun, or whose line was lost, is there with the next beat: that much is waited for.
-                    if not unheard and self._clock() - began_s > 2 * BEAT_S:
+                    # Who has just begun, or whose line was lost, is there with the next beat: that much is waited for,
+                    # and twice as long where nobody is there at all.
+                    if not unheard and self._clock() - began_s > (2 if told else 4) * BEAT_S:
                         return len(told), ()
             except RedisUnavailable as exc:
                 failure = exc
