@@ -90,8 +90,9 @@ KINDS = [truncated, halved, with_a_flipped_bit, of_another_key, of_another_versi
 
 
 @pytest.mark.parametrize("corrupt", KINDS, ids=lambda kind: kind.__name__)
-async def test_a_value_that_is_not_what_was_written_is_a_miss(redis_server, corrupt):
+async def test_a_value_that_is_not_what_was_written_is_a_miss(redis_server, corrupt, monkeypatch):
     """Deleted, counted, and the right answer goes to the client and into the cache (F61)."""
+    be_patient(monkeypatch)
     async with stage(echo, policy=CACHED, cache=redis_server.url) as s, beside(s, redis_server) as other:
         await members(redis_server, 2)
         text = nonce()
