@@ -15,6 +15,7 @@ from kit.installed import environment
 from kit.processes import router
 from kit.raw_client import parse
 from kit.raw_upstream import raw_upstream
+from kit.redis_server import becomes
 from kit.stage import (
     AS_ASKED,
     KEY,
@@ -201,11 +202,12 @@ class _Again:
 async def test_signals_that_ask_for_something_do_not_end_it(tmp_path):
     """F88: USR1 writes where each thread is, USR2 is for workers and says so; it serves on."""
     async with serving(tmp_path, answers(http(message()))) as running:
-        for number, words in ((signal.SIGUSR1, "Current thread"), (signal.SIGUSR2, "`workers: 1` nothing is done")):
+        for number, words in (
+            (signal.SIGUSR1, "(most recent call first)"),
+            (signal.SIGUSR2, "`workers: 1` nothing is done"),
+        ):
             running.signal(number)
-            async with asyncio.timeout(WAIT_S):
-                while words not in running.log.read_text():  # noqa: ASYNC110 - another process writes it
-                    await asyncio.sleep(0)
+            await becomes(lambda words=words: words in running.log.read_text(), WAIT_S)
         assert (await running.messages()).status == 200
 
 
